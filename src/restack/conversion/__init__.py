@@ -1,0 +1,5 @@
+"""Models made from a plan that no longer share weights with their base."""
+
+from restack.conversion.materialise import materialise
+
+__all__ = ["materialise"]

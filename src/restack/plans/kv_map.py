@@ -1,0 +1,85 @@
+"""KV maps, as LCKV's `layer_types` writes them: whose keys and values each visit reads.
+
+    map := entry ("_" entry)*          entry := owner ["s"] ["x" K]
+
+Entry k names the visit whose keys and values visit k reads; `s`: through a sliding window; `x`: repeated K times
+(a shorthand of ours: configs are written without it). Source: `LayerTypeParser` of whyNLP/LCKV.
+"""
+
+import re
+from dataclasses import replace
+from itertools import groupby
+
+from restack.errors import PlanError
+from restack.plans.pointing import error_at
+from restack.plans.value import MAX_VISITS, Plan
+
+LOOKS_LIKE_ONE = re.compile(r"[0-9][0-9sx_]*")
+ENTRY = re.compile(r"([0-9]{1,9})(s?)(?:x([0-9]{1,9}))?")
+
+Entry = tuple[int, bool]  # (owner, sliding)
+
+
+def read(text: str, plan: Plan, start: int = 0) -> Plan:
+    """`plan` with the owners that the map in `text[start:]` gives its visits.
+
+    Raises:
+        PlanError: the text is no map, is not as long as the plan, or names a visit past it.
+    """
+    visits = len(plan)
+    entries: list[Entry] = []
+    at = start
+    while True:
+        found = ENTRY.match(text, at)
+        if not found:
+            raise error_at(
+                text, at, at + 1, "a visit's number should stand here", "write a map as in 0_1_1_3s"
+            )
+        owner, times = int(found[1]), int(found[3] or 1)
+        if owner >= visits:
+            end = found.end(1)
+            wrong = f"owner {owner} is past the plan's {visits} visits (0..{visits - 1})"
+            raise error_at(text, at, end, wrong, "name a visit of the plan")
+        if not 1 <= times <= MAX_VISITS:
+            raise error_at(text, *found.span(3), f"{times} is no repeat", f"write x1 to x{visits}")
+        entries += [(owner, bool(found[2]))] * times
+        at = found.end()
+        if at == len(text):
+            break
+        if text[at] != "_":
+            raise error_at(text, at, at + 1, "not part of a KV map", "write a map as in 0_1_1_3s")
+        at += 1
+        if len(entries) > visits:
+            break
+    if len(entries) != visits:
+        count = f"more than {visits}" if len(entries) > visits else str(len(entries))
+        wrong = f"the map has {count} entries and the plan {visits} visits"
+        raise error_at(text, start, len(text), wrong, "write one entry a visit")
+    return assign(plan, entries)
+
+
+def assign(plan: Plan, entries: list[Entry]) -> Plan:
+    """`plan` with these (owner, sliding) pairs, one a visit, in place of its own."""
+    if len(entries) != len(plan):
+        raise PlanError(f"{len(entries)} owners for the plan's {len(plan)} visits; give one a visit")
+    return Plan(
+        tuple(
+            replace(visit, kv=owner, sliding=sliding)
+            for visit, (owner, sliding) in zip(plan.visits, entries, strict=True)
+        ),
+        plan.depths,
+    )
+
+
+def write(plan: Plan, *, abbreviate: bool = True) -> str:
+    """The map of a plan; unabbreviated, it is what LCKV configs hold in `layer_types`."""
+    entries = [f"{owner}{'s' * visit.sliding}" for owner, visit in zip(plan.owners, plan.visits, strict=True)]
+    if not abbreviate:
+        return "_".join(entries)
+    runs = [(entry, len(list(group))) for entry, group in groupby(entries)]
+    return "_".join(entry if times == 1 else f"{entry}x{times}" for entry, times in runs)
+
+
+def is_plain(plan: Plan) -> bool:
+    """Whether every visit reads its own keys and values, all of them."""
+    return not any(visit.sliding or visit.kv is not None for visit in plan.visits)
