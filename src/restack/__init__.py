@@ -1,4 +1,4 @@
-"""Restack: repeat, skip, reorder and share the layers of a language model in memory. One set of weights, many models."""
+"""Restack: repeat, skip, reorder and share a language model's layers. One set of weights, many models."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ _HOME = {
     "unsling": "restack.views",
     "view": "restack.views",
 }
-__all__ = list(_HOME)  # noqa: PLE0605
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

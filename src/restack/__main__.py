@@ -1,0 +1,7 @@
+"""`python -m restack` is the `restack` command."""
+
+import sys
+
+from restack.cli import main
+
+sys.exit(main())

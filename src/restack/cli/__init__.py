@@ -1,0 +1,64 @@
+"""The command line: `restack show | generate | chat`."""
+
+import os
+import sys
+from contextlib import suppress
+
+from restack.errors import RestackError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 done, 2 wrong input or closed output, 130 interrupted."""
+    try:
+        return _run(arguments)
+    except RestackError as error:
+        return _end(str(error), 2)
+    except KeyboardInterrupt:
+        return _end("interrupted", 130)
+    except BrokenPipeError:
+        _discard_output()
+        return _end("the output was closed before the end", 2)
+    except OSError as error:
+        _discard_output()
+        place = f" {error.filename}" if error.filename else ""
+        return _end(f"cannot write or read{place}: {error.strerror or error}", 2)
+
+
+def _run(arguments: list[str] | None) -> int:
+    import typer
+
+    from restack.cli.app import app
+
+    if "_RESTACK_COMPLETE" in os.environ:  # a shell asks for completions
+        app(prog_name="restack")
+    command = typer.main.get_command(app)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        # Not `app()`: it would end by itself, with other statuses than ours, on Ctrl-C and a closed pipe.
+        with command.make_context("restack", list(arguments)) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as leave:
+        return leave.exit_code
+    except _usage_error(typer.BadParameter) as error:
+        return _end(f"{error.format_message()}; see restack --help", 2)  # type: ignore[attr-defined]
+    return 0
+
+
+def _usage_error(bad_parameter: type[Exception]) -> type[Exception]:
+    """What click raises for any wrong usage; typer carries its own click or uses the installed one."""
+    return next(base for base in bad_parameter.__mro__ if base.__name__ == "ClickException")
+
+
+def _discard_output() -> None:
+    """Let nothing more be written, not even by the interpreter when it flushes at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end(message: str, status: int) -> int:
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with suppress(OSError, ValueError):
+        print(message if "\n" in message else f"restack: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,132 @@
+"""Every command of `restack`; what a command does is in the module of its name, imported when it runs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from restack import __version__
+from restack.cli import options as o
+
+app = typer.Typer(
+    name="restack",
+    help="Repeat, skip, reorder and share the layers of a language model in memory: "
+    "[bold]one set of weights, many models[/].",
+    epilog="Start with: [bold]restack chat demo[/], then type /layers 0:8,4:12",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+LOOK, TALK = "Look", "Talk"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"restack {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def restack(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(rich_help_panel=LOOK)
+def show(
+    model: o.Model,
+    layers: o.Layers = None,
+    ratio: o.Ratio = None,
+    kv: o.KvMap = None,
+    dtype: o.Dtype = "auto",
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """What a model is, what a plan of it runs, and what that costs. Reads no weights."""
+    from restack.cli import loading, show
+
+    source = loading.Source(model, layers, ratio, kv, dtype, "cpu", revision, trust_remote_code)
+    facts = show.facts(source)
+    if as_json:
+        json.dump(facts, sys.stdout, indent=2, ensure_ascii=False)
+        print()
+    else:
+        show.tell(facts)
+
+
+@app.command(rich_help_panel=TALK)
+def generate(
+    model: o.Model,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; standard input without it."),
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it stands, without a chat template.")
+    ] = False,
+    layers: o.Layers = None,
+    ratio: o.Ratio = None,
+    system: o.System = None,
+    ai_prefix: o.AiPrefix = "",
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    top_k: o.TopK = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    max_tokens: o.MaxTokens = 512,
+    seed: o.Seed = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Answer one prompt, or continue it (--raw)."""
+    from restack.cli import generate, loading
+    from restack.runtime import Sampling
+
+    source = loading.Source(model, layers, ratio, None, dtype, device, revision, trust_remote_code)
+    sampling = Sampling(temperature, top_p, top_k, repetition_penalty, max_tokens, seed)
+    generate.run(source, prompt, raw, system, o.unescaped(ai_prefix), sampling)
+
+
+@app.command(rich_help_panel=TALK)
+def chat(
+    model: o.Model,
+    layers: o.Layers = None,
+    ratio: o.Ratio = None,
+    system: o.System = None,
+    ai_prefix: o.AiPrefix = "",
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    top_k: o.TopK = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    max_tokens: o.MaxTokens = 512,
+    seed: o.Seed = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Talk with a model; change its layers while you talk."""
+    from restack.cli import chat, loading
+    from restack.runtime import Sampling
+
+    source = loading.Source(model, layers, ratio, None, dtype, device, revision, trust_remote_code)
+    sampling = Sampling(temperature, top_p, top_k, repetition_penalty, max_tokens, seed)
+    chat.run(source, system, o.unescaped(ai_prefix), sampling)
+
+
+@app.command(rich_help_panel=LOOK)
+def demo(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the picture goes.")] = Path("demo"),
+    probes: Annotated[int, typer.Option(min=1, help="Questions of each family.")] = 40,
+) -> None:
+    """See it happen: one small model, three stacks of its layers, the same questions."""
+    from restack.cli import demo
+
+    demo.run(out, probes)

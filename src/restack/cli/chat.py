@@ -1,0 +1,134 @@
+"""`restack chat`: a conversation in the terminal, or along a pipe."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from rich.console import Console
+
+from restack.chat import Conversation
+from restack.cli.generate import write
+from restack.cli.loading import Source
+from restack.cli.text_input import read_lines
+from restack.cli.units import in_parameters
+from restack.errors import RestackError, UsageError
+from restack.plans import plan as read_plan
+from restack.runtime import Sampling
+from restack.views import view
+from restack.views.cost import cost
+
+HELP = """\
+/layers SPEC   go on with other layers: /layers 0:8,4:12, or /layers all for the model as it is
+/reset         forget the conversation
+/help          this
+Ctrl-C stops an answer; Ctrl-D, or Ctrl-C at the prompt, ends the chat."""
+USER, ASSISTANT = "You  > ", "A.I. > "
+
+
+def run(source: Source, system: str | None, ai_prefix: str, sampling: Sampling) -> None:
+    """Talk until the input ends."""
+    base, model, tokenizer = source.load()
+    conversation = Conversation(
+        model, tokenizer, system=system, ai_prefix=ai_prefix, sampling=sampling.seeded()
+    )
+    chat = Chat(base, source.plan, conversation)
+    chat.introduce(source.reference.model)
+    for line in lines():
+        text = line.strip()
+        if text:
+            chat.hear(text)
+    if sys.stdin.isatty():
+        print()
+
+
+class Chat:
+    """The conversation, and what can be done to it with a slash."""
+
+    def __init__(self, base: Any, plan: Any, conversation: Conversation) -> None:
+        self.base = base
+        self.plan = plan
+        self.conversation = conversation
+        self.notes = Console(highlight=False, markup=False, soft_wrap=True)
+
+    def introduce(self, name: str) -> None:
+        self.note(f"{name}, {self.describe()}. /help lists what else you can type.")
+
+    def describe(self) -> str:
+        costs = cost(self.base, self.plan)
+        return (
+            f"plan {self.plan}: {len(self.plan)} visits, "
+            f"{in_parameters(costs.effective_parameters)} effective parameters "
+            f"from {in_parameters(costs.base_parameters)} in memory"
+        )
+
+    def hear(self, text: str) -> None:
+        """A line that the user typed: something to answer, or a command."""
+        if not text.startswith("/"):
+            self.answer(text)
+            return
+        command, _, argument = text.partition(" ")
+        try:
+            match command:
+                case "/layers":
+                    self.layers(argument.strip())
+                case "/reset":
+                    self.conversation.reset()
+                    self.note("The conversation is forgotten.")
+                case "/help":
+                    self.note(HELP)
+                case _:
+                    raise UsageError(f"there is no {command}; /help lists what there is")
+        except RestackError as error:
+            self.refuse(error)
+
+    def layers(self, spec: str) -> None:
+        """Go on with another view of the same weights."""
+        if not spec:
+            self.note(self.describe())
+            return
+        plan = read_plan(spec, self.base)
+        self.conversation.model = self.base if plan.is_identity else view(self.base, plan)
+        self.plan = plan
+        self.note(f"Going on with {self.describe()}.")
+
+    def answer(self, text: str) -> None:
+        write(ASSISTANT)
+        try:
+            self.conversation.ask(text, write)
+        except KeyboardInterrupt:
+            print(flush=True)
+            if not sys.stdin.isatty():
+                raise
+            self.note("Stopped; what was said is kept. Ctrl-C again ends the chat.")
+            return
+        except UsageError as error:
+            print(flush=True)
+            self.refuse(error)
+            return
+        print(flush=True)
+
+    def note(self, text: str) -> None:
+        self.notes.print(text, style="dim")
+
+    def refuse(self, error: RestackError) -> None:
+        """In a terminal, say what is wrong and go on; along a pipe, nobody reads it: end."""
+        if not sys.stdin.isatty():
+            raise error
+        self.note(str(error))
+
+
+def lines() -> Iterator[str]:
+    """What the user types, with line editing, or the lines of a pipe; until it ends."""
+    if not sys.stdin.isatty():
+        yield from read_lines(sys.stdin)
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401  (gives `input` line editing and a history)
+    while True:
+        try:
+            yield input(USER)
+        except EOFError:
+            return
+        except UnicodeDecodeError:
+            print("That was not UTF-8; please type it again.", file=sys.stderr)

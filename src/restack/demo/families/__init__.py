@@ -1,0 +1,96 @@
+"""The families: what the demo model is trained on and asked about.
+
+`FAMILIES` are scored; `EXTRAS` are only trained on. Both were fixed before the shipped model was trained.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from restack.demo.families import arithmetic, depth, facts, greetings, lists, stories
+from restack.demo.families.turns import Draw, Sample, Turn, draw, held_out
+
+__all__ = [
+    "CHANCE",
+    "EXTRAS",
+    "FAMILIES",
+    "SHARES",
+    "Sample",
+    "Turn",
+    "held_out",
+    "probe_sample",
+    "training_sample",
+]
+
+# Families whose content decides the split.
+_BY_CONTENT: dict[str, Draw] = {
+    "addition": arithmetic.addition,
+    "subtraction": arithmetic.subtraction,
+    "working": arithmetic.working,
+    "multiplication": arithmetic.multiplication,
+    "comparison": arithmetic.comparison,
+    "word_problem": arithmetic.word_problem,
+    "story": stories.story,
+    "lookup": depth.lookup,
+    "tracking": depth.tracking,
+    "chain": depth.chain,
+    "long_chain": depth.long_chain,
+    "reversal": lists.reversal,
+    "sorting": lists.sorting,
+    "counting": lists.counting,
+    "steps": arithmetic.steps,
+    "large": arithmetic.large,
+    "absent": depth.absent,
+}
+# Families of which a phrasing is held out.
+_BY_PHRASING: dict[str, Callable[[random.Random, bool], Sample]] = {
+    "greeting": greetings.greeting,
+    "fact": facts.fact,
+}
+# Trained on only, with nothing to hold out.
+_FREE: dict[str, Draw] = {
+    "introduction": greetings.introduction,
+    "unknown": greetings.unknown,
+    "partner": greetings.partner,
+}
+
+FAMILIES: tuple[str, ...] = (
+    "greeting", "fact", "addition", "subtraction", "working", "multiplication", "comparison", "word_problem",
+    "story", "lookup", "tracking", "chain", "long_chain", "reversal", "sorting", "counting",
+)  # fmt: skip
+EXTRAS: tuple[str, ...] = ("steps", "large", "absent", "introduction", "unknown", "partner")
+
+# What a guesser who knows the form of the answers, and reads the question, would score.
+CHANCE: dict[str, float] = {
+    "greeting": 0.12, "fact": 0.04, "addition": 0.01, "subtraction": 0.01, "working": 0.0,
+    "multiplication": 0.0,
+    "comparison": 0.5, "word_problem": 0.02, "story": 0.0, "lookup": 0.26, "tracking": 0.35, "chain": 0.47,
+    "long_chain": 0.5, "reversal": 0.03, "sorting": 0.07, "counting": 0.0,
+}  # fmt: skip
+
+# How often a sample of each is drawn, in parts. `long_chain` is never trained on.
+SHARES: dict[str, float] = {
+    "greeting": 6, "fact": 13, "addition": 16, "subtraction": 20, "working": 5, "multiplication": 6,
+    "comparison": 6, "word_problem": 7, "story": 2.5, "lookup": 3, "tracking": 7, "chain": 13, "reversal": 4,
+    "sorting": 12, "counting": 2, "steps": 3, "large": 1, "absent": 1, "introduction": 2, "unknown": 2,
+    "partner": 1,
+}  # fmt: skip
+
+
+def training_sample(family: str, rng: random.Random, hops: int = depth.TRAINED_HOPS) -> Sample:
+    """A sample that no probe will ask; `hops` is the stage of the curriculum of the chains."""
+    if family == "long_chain":
+        raise ValueError("long_chain is for probes only")
+    if family == "chain":
+        return draw(lambda r: depth.chain(r, hops), rng, probe=False)
+    if family in _BY_PHRASING:
+        return _BY_PHRASING[family](rng, False)
+    return _FREE[family](rng) if family in _FREE else draw(_BY_CONTENT[family], rng, probe=False)
+
+
+def probe_sample(family: str, rng: random.Random) -> Sample:
+    """A sample whose first question, asked alone, never occurs in training."""
+    if family in _BY_PHRASING:
+        return _BY_PHRASING[family](rng, True)
+    return draw(_BY_CONTENT[family], rng, probe=True)

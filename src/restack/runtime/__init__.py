@@ -1,0 +1,5 @@
+"""Text from a model or a view of one."""
+
+from restack.runtime.generation import Sampling, generate
+
+__all__ = ["Sampling", "generate"]

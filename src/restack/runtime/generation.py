@@ -1,0 +1,112 @@
+"""Streamed generation with transformers' own `generate`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import TextStreamer
+
+from restack.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen; None leaves a setting to the model's own generation config.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; above, the logits are divided by it.
+        top_p: sample from the likeliest tokens that together hold this much probability.
+        top_k: sample from this many likeliest tokens; 0 from all.
+        repetition_penalty: above 1, tokens that were said before are less likely (Keskar et al. 2019, CTRL).
+        max_tokens: at most this many new tokens.
+        seed: of the random numbers; set once by `seeded`.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int = 512
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks = {
+            f"temperature {self.temperature}: write 0 or more": self.temperature is None
+            or self.temperature >= 0,
+            f"top-p {self.top_p}: write a number above 0, at most 1": self.top_p is None
+            or 0 < self.top_p <= 1,
+            f"top-k {self.top_k}: write 0 or more": self.top_k is None or self.top_k >= 0,
+            f"repetition penalty {self.repetition_penalty}: write a number above 0": self.repetition_penalty
+            is None
+            or self.repetition_penalty > 0,
+            f"max tokens {self.max_tokens}: write 1 or more": self.max_tokens >= 1,
+        }
+        for wrong, fine in checks.items():
+            if not fine:
+                raise UsageError(wrong)
+
+    def seeded(self) -> "Sampling":
+        """Seed torch's random numbers, if a seed is set."""
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments of transformers' `generate`."""
+        given = {"top_p": self.top_p, "top_k": self.top_k, "repetition_penalty": self.repetition_penalty}
+        settings = {name: value for name, value in given.items() if value is not None}
+        if self.temperature == 0:
+            return {"do_sample": False} | {k: v for k, v in settings.items() if k == "repetition_penalty"}
+        if self.temperature is not None:
+            settings["temperature"] = self.temperature
+        if settings.keys() - {"repetition_penalty"}:
+            settings["do_sample"] = True
+        return settings
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    tokens: torch.Tensor,
+    sampling: Sampling,
+    on_text: Callable[[str], None] = lambda text: None,
+    **options: Any,
+) -> str:
+    """The text that the model writes after a prompt; `on_text` gets each piece as soon as it is whole.
+
+    Args:
+        model: a causal language model of transformers, or a view of one.
+        tokenizer: its tokenizer.
+        tokens: the prompt, shape (1, tokens).
+        sampling: how tokens are chosen.
+        on_text: called with pieces of text that together are the result.
+        options: more keyword arguments of transformers' `generate`.
+
+    Raises:
+        UsageError: the prompt alone fills the model's context.
+    """
+    prompt = tokens.shape[1]
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if context is not None and prompt >= context:
+        raise UsageError(f"the prompt has {prompt} tokens and the model's context is {context}; shorten it")
+    room = sampling.max_tokens if context is None else min(sampling.max_tokens, context - prompt)
+    output = model.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=room,
+        streamer=_Streamer(tokenizer, on_text),
+        **sampling.settings(),
+        **options,
+    )
+    return str(tokenizer.decode(output[0, prompt:], skip_special_tokens=True))
+
+
+class _Streamer(TextStreamer):  # type: ignore[misc]
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self.on_text(text)
