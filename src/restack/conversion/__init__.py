@@ -1,5 +1,5 @@
 """Models made from a plan that no longer share weights with their base."""
 
-from restack.conversion.materialise import materialise
+from restack.conversion.merge import materialise
 
 __all__ = ["materialise"]

@@ -1,6 +1,7 @@
 """Where a loaded decoder keeps its layers, its config, and the number each layer believes it has."""
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,29 +19,25 @@ class Anatomy:
     config: Any  # the decoder's own config: `text_config` of a composite model
     path: str  # of the layer list, from the model: "model.layers"
     layers: nn.ModuleList
-    index_attributes: tuple[
-        tuple[str, str], ...
-    ]  # (submodule of a layer, attribute that holds the layer's index)
+    index_attributes: tuple[tuple[str, str], ...]  # (submodule of a layer, attribute holding the index)
 
 
 def anatomy(model: nn.Module) -> Anatomy:
     """Find a decoder's layer list and the attributes that carry a layer's index.
 
-    The layer list is the `ModuleList` of `config.num_hidden_layers` modules that holds most parameters. An
-    attribute carries the index when it is an int equal to the layer's index in every layer that has it.
+    The layer list is the `ModuleList` of `config.num_hidden_layers` modules that holds most parameters, in
+    the part of the model that has the decoder's config. An attribute carries the index when it is an int
+    equal to the layer's index in every layer that has it.
 
     Raises:
         ViewError: the model has no such list, or numbers its layers in a way that is not understood.
     """
-    if not hasattr(model, "config"):
-        raise ViewError(f"{type(model).__name__} has no config; a view needs a transformers model")
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise ViewError(f"{type(model).__name__} is an encoder-decoder; views are of decoder-only models")
     config = decoder_config(model)
     count = getattr(config, "num_hidden_layers", None)
+    root, decoder = _outermost_with(config, model)
     lists = [
         (path, module)
-        for path, module in model.named_modules()
+        for path, module in decoder.named_modules(prefix=root)
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
     if not lists:
@@ -53,25 +50,49 @@ def anatomy(model: nn.Module) -> Anatomy:
 
 
 def decoder_config(model: nn.Module) -> Any:
-    """The config of the decoder itself: the model's, or its text part if the model is composite."""
-    return cast(Any, model.config).get_text_config(decoder=True)
+    """The config of the decoder itself: the model's, or its text part if the model is composite.
+
+    Raises:
+        ViewError: it is no model of transformers, or has an encoder too.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(model, nn.Module) or not hasattr(config, "get_text_config"):
+        raise ViewError(f"a view needs a loaded model of transformers, not {_described(model)}")
+    config = cast(Any, config)
+    if config.is_encoder_decoder:
+        raise ViewError(f"{type(model).__name__} is an encoder-decoder; views are of decoder-only models")
+    return config.get_text_config(decoder=True)
+
+
+def _described(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else f"{type(value).__name__}"
+
+
+def _outermost_with(config: Any, model: nn.Module) -> tuple[str, nn.Module]:
+    """The largest part of the model that has this config: not, say, a vision encoder of as many layers."""
+    parts = ((path, part) for path, part in model.named_modules() if vars(part).get("config") is config)
+    return next(parts, ("", model))
 
 
 def _index_attributes(layers: nn.ModuleList) -> tuple[tuple[str, str], ...]:
-    values: dict[tuple[str, str], dict[int, int]] = {}
+    sightings: defaultdict[tuple[str, str], dict[int, int]] = defaultdict(dict)  # {layer index: value}
     for index, layer in enumerate(layers):
         for path, module in layer.named_modules():
             for name, value in vars(module).items():
-                if isinstance(value, int) and not isinstance(value, bool):
-                    values.setdefault((path, name), {})[index] = value
+                if type(value) is int:  # not a bool
+                    sightings[path, name][index] = value
     carriers = []
-    for (path, name), found in values.items():
+    for (path, name), found in sightings.items():
         looks_like_one = INDEX_NAME.search(name) is not None
-        if all(value == index for index, value in found.items()) and (looks_like_one or len(found) > 1):
-            carriers.append((path, name))
-        elif looks_like_one and len(set(found.values())) > 1:
+        is_constant = len(set(found.values())) == 1 and (len(found) > 1 or len(layers) == 1)
+        if all(value == index for index, value in found.items()):
+            # A number that is 0 in one layer and 1 in another may mean anything, unless its name says it.
+            if looks_like_one or len(found) > 2:
+                carriers.append((path, name))
+        elif looks_like_one and not is_constant:
+            shown = ", ".join(f"{value} in layer {index}" for index, value in list(found.items())[:3])
             raise ViewError(
-                f"layers number themselves by {path}.{name} = {list(found.values())[:4]}..., "
-                "which is not their index; views do not know this numbering"
+                f"layers number themselves by {path}.{name}, which is not their index ({shown}); "
+                "views do not know this numbering"
             )
     return tuple(carriers)

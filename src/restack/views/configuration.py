@@ -1,11 +1,14 @@
-"""A decoder's config as a plan orders it: the layer count, and the settings that are listed layer by layer."""
+"""What a decoder's config says of its layers: how many, and the settings that are listed layer by layer."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from restack.errors import ViewError
+from restack.views.frozen_config import FROZEN, freezing
 
+COUNT = "num_hidden_layers"
 # Settings with one entry a layer, by name: a list of the same length may be something else (`eos_token_id`).
 PER_LAYER = (
     "activation_sparsity_pattern",
@@ -20,6 +23,8 @@ PER_LAYER = (
     "no_rope_layers",
     "num_attention_heads_per_layer",
 )
+# Settings that list the layers of one kind.
+LAYER_LISTS = ("attn_layer_indices", "full_attn_idxs", "hybrid_layer_ids", "mlp_only_layers")
 # Settings that tie layers to each other by their place; a view would break them without a word.
 PLACE_BOUND = (
     "num_kv_shared_layers",
@@ -29,58 +34,85 @@ PLACE_BOUND = (
 )
 
 
+class ABSENT:
+    """In place of the value of a setting that a config does not have."""
+
+
 @dataclass(frozen=True, slots=True)
-class Change:
-    """What a plan changes in a config."""
+class LayerSettings:
+    """All that a config says of its layers, to be put into effect or back."""
 
-    settings: Mapping[str, Any]
     config_class: type
+    values: Mapping[str, Any]  # by the name they are stored under; ABSENT where there is no such setting
 
-    def inverse(self, config: Any) -> "Change":
-        """The change that brings back what `config` says now."""
-        return Change({name: vars(config)[name] for name in self.settings}, type(config))
+    @classmethod
+    def of(cls, config: Any) -> "LayerSettings":
+        """What `config` says now."""
+        names = {_stored_name(config, name) for name in (COUNT, *PER_LAYER, *LAYER_LISTS)} | {FROZEN}
+        return cls(type(config), {name: vars(config).get(name, ABSENT) for name in names})
 
     def apply(self, config: Any) -> None:
-        """Change `config` in place."""
+        """Make `config` say this."""
         config.__class__ = self.config_class
-        # Not setattr: a strict config checks each setting against the others, which are still of the old length.
-        vars(config).update(self.settings)
+        for name, value in self.values.items():
+            # Not setattr: a strict config checks a setting against others, which are still of the old length.
+            if value is ABSENT:
+                vars(config).pop(name, None)
+            else:
+                vars(config)[name] = value
 
 
-def change(config: Any, order: Sequence[int]) -> Change:
-    """How `config` must change for a model that visits layers in this order.
+def reordered(config: Any, order: Sequence[int]) -> LayerSettings:
+    """What `config` must say for a model that visits its layers in this order.
 
-    Some configs compute a per-layer list from a rule ("every fourth layer attends"). The rule does not hold in
-    the new order, so the list is frozen in a subclass of the config.
+    Some configs compute a list from a rule ("every fourth layer attends"). Where the rule does not hold in
+    the new order, the list is frozen.
 
     Raises:
-        ViewError: the config ties layers to each other by their place.
+        ViewError: the config ties layers to each other by their place, or the order leaves out all
+            attention of a model whose cache needs it.
     """
     for name in PLACE_BOUND:
         if getattr(config, name, None):
             raise ViewError(
-                f"{config.model_type} ties its layers together by place ({name}); views of it are not supported"
+                f"{config.model_type} ties its layers together by place ({name}); views cannot reorder them"
             )
-    count = config.num_hidden_layers
-    settings: dict[str, Any] = {_stored_name(config, "num_hidden_layers"): len(order)}
-    frozen: dict[str, property] = {}
+    wanted = _wanted(config, order)
+    now = LayerSettings.of(config)
+    stored = {name: value for name, value in wanted.items() if now.values[name] is not ABSENT}
+    by_rule = LayerSettings(now.config_class, {**now.values, **stored, FROZEN: ABSENT})
+    trial = copy.copy(config)
+    by_rule.apply(trial)
+    broken = {name: value for name, value in wanted.items() if getattr(trial, name) != value}
+    if not broken:
+        return by_rule
+    return LayerSettings(freezing(now.config_class), {**by_rule.values, FROZEN: broken})
+
+
+def _wanted(config: Any, order: Sequence[int]) -> dict[str, Any]:
+    """The layer count and the settings of each layer in the new order, by the name they are stored under."""
+    wanted: dict[str, Any] = {_stored_name(config, COUNT): len(order)}
     for name in PER_LAYER:
         value = getattr(config, name, None)
-        if not isinstance(value, list | tuple) or len(value) != count:
-            continue
-        remapped = type(value)([value[layer] for layer in order])
-        if isinstance(getattr(type(config), name, None), property):
-            frozen[name] = property(lambda _, remapped=remapped: remapped)
-        else:
-            settings[_stored_name(config, name)] = remapped
-    cls = type(type(config).__name__, (type(config),), frozen) if frozen else type(config)
-    return Change(settings, cls)
+        if isinstance(value, list | tuple) and len(value) == config.num_hidden_layers:
+            entries = [value[layer] for layer in order]
+            if name == "layer_types" and _attends(value) and not _attends(entries):
+                raise ViewError(
+                    f"the plan visits no attention layer, and {config.model_type}'s cache needs one; visit "
+                    f"at least one of {[layer for layer, kind in enumerate(value) if _attends([kind])]}"
+                )
+            wanted[_stored_name(config, name)] = type(value)(entries)
+    for name in LAYER_LISTS:
+        value = vars(config).get(name)
+        if value:
+            wanted[name] = [visit for visit, layer in enumerate(order) if layer in value]
+    return wanted
+
+
+def _attends(kinds: Sequence[str]) -> bool:
+    """Whether layers of these kinds keep keys and values: any attention that is not linear."""
+    return any(kind == "hybrid" or ("attention" in kind and "linear" not in kind) for kind in kinds)
 
 
 def _stored_name(config: Any, name: str) -> str:
-    stored = config.attribute_map.get(name, name)
-    if stored not in vars(config):
-        raise ViewError(
-            f"{config.model_type} computes {name} instead of storing it; views do not know how to set it"
-        )
-    return str(stored)
+    return str(config.attribute_map.get(name, name))

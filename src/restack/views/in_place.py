@@ -7,24 +7,42 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from restack.errors import PlanError, ViewError
 from restack import plans
+from restack.errors import PlanError, ViewError
 from restack.plans import Plan
-from restack.views import configuration
 from restack.views.anatomy import anatomy, decoder_config
-from restack.views.build import runnable, sharing_memo, visits
+from restack.views.build import ORIGINAL, PLAN, outside, plan_after, runnable, sharing_memo, visits
+from restack.views.configuration import LayerSettings, reordered
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """What a model runs: its layer list, what its config says of it, and the plan it came from."""
+    """What a model runs: the members of its layer list, what its config says of them, and their plan."""
 
-    path: str
     layers: nn.ModuleList
-    config: configuration.Change
+    members: tuple[nn.Module, ...]
+    training: bool
+    settings: LayerSettings
     plan: Plan | None
+
+    @classmethod
+    def of(cls, model: nn.Module, layers: nn.ModuleList) -> "Arrangement":
+        """What `model` runs now."""
+        settings = LayerSettings.of(decoder_config(model))
+        return cls(layers, tuple(layers), layers.training, settings, vars(model).get(PLAN))
+
+    def apply(self, model: nn.Module) -> None:
+        """Make `model` run this."""
+        self.settings.apply(decoder_config(model))
+        del self.layers[:]
+        self.layers.extend(self.members)
+        if self.layers.training != self.training:  # model.train() or eval() was called in the meantime
+            self.layers.train(self.layers.training)
+        vars(model).pop(PLAN, None)
+        if self.plan is not None:
+            vars(model)[PLAN] = self.plan
 
 
 def sling(
@@ -36,13 +54,14 @@ def sling(
 ) -> Model:
     """Make `model` itself run a plan, until `unsling(model)`. The call of EGjoni/David.
 
-    A second sling counts the model's original layers, not those of the first. Exactly one of the three is given:
+    A second sling counts the model's original layers, not those of the first. Move a model to its device and
+    dtype before it is slung: layers that the plan leaves out are not reached by `model.to`.
 
     Args:
         model: a loaded decoder of transformers; changed in place, and returned.
         ratio_repeat: depth ranges (start, end), where 0 is the first layer and 1 the last; gaps are filled.
         repeat_map_raw: layer numbers, as they stand.
-        plan: anything that `restack.plan` reads.
+        plan: anything that `restack.plan` reads. Exactly one of the three is given.
 
     Raises:
         PlanError: not exactly one of the three is given, or it is no plan for this model's layers.
@@ -50,16 +69,20 @@ def sling(
     """
     if sum(given is not None for given in (ratio_repeat, repeat_map_raw, plan)) != 1:
         raise PlanError("sling takes one of ratio_repeat, repeat_map_raw and plan; give exactly one")
-    original = _original(model)
-    slung = None if original is None else arrange(model, original)
+    if isinstance(repeat_map_raw, tuple):
+        repeat_map_raw = list(repeat_map_raw)  # a pair would be a block
+    if repeat_map_raw is not None:
+        plan = repeat_map_raw
+    before = Arrangement.of(model, anatomy(model).layers)
+    original = _original(model) or before
+    original.apply(model)
     try:
-        new = _arrangement(model, plan if plan is not None else repeat_map_raw, ratio_repeat)
+        new = _arrangement(model, plan, ratio_repeat)
     except BaseException:
-        if slung is not None:
-            arrange(model, slung)
+        before.apply(model)
         raise
-    before = arrange(model, new)
-    vars(model)["_restack_original"] = original or before
+    new.apply(model)
+    vars(model)[ORIGINAL] = original
     return model
 
 
@@ -72,16 +95,16 @@ def unsling(model: Model) -> Model:
     original = _original(model)
     if original is None:
         raise ViewError("this model is not slung; there is nothing to undo")
-    arrange(model, original)
-    del vars(model)["_restack_original"]
+    original.apply(model)
+    del vars(model)[ORIGINAL]
     return model
 
 
 @contextmanager
 def slung(model: Model, plan: Any) -> Iterator[Model]:
-    """`with slung(model, plan):` runs the plan inside the block; afterwards the model runs what it ran before."""
+    """`with slung(model, plan):` runs the plan inside the block; then the model runs what it ran before."""
     original = _original(model)
-    before = None if original is None else _arrangement_now(model, original)
+    before = None if original is None else Arrangement.of(model, original.layers)
     sling(model, plan=plan)
     try:
         yield model
@@ -89,20 +112,8 @@ def slung(model: Model, plan: Any) -> Iterator[Model]:
         if _original(model) is not None:
             unsling(model)
         if before is not None:
-            arrange(model, before)
-            vars(model)["_restack_original"] = original
-
-
-def arrange(model: nn.Module, arrangement: Arrangement) -> Arrangement:
-    """Put an arrangement into effect; returns the one it replaces."""
-    before = _arrangement_now(model, arrangement)
-    arrangement.config.apply(decoder_config(model))
-    parent, _, name = arrangement.path.rpartition(".")
-    setattr(model.get_submodule(parent), name, arrangement.layers)
-    vars(model).pop("restack_plan", None)
-    if arrangement.plan is not None:
-        vars(model)["restack_plan"] = arrangement.plan
-    return before
+            before.apply(model)
+            vars(model)[ORIGINAL] = original
 
 
 def _arrangement(
@@ -110,24 +121,12 @@ def _arrangement(
 ) -> Arrangement:
     parts = anatomy(model)
     plan = runnable(plans.plan(plan, len(parts.layers), ratio_repeat=ratio_repeat))
-    memo = sharing_memo(model) | {id(config): config for config in (model.config, parts.config)}
-    layers = nn.ModuleList(visits(parts, plan, memo))
-    layers.training = parts.layers.training
-    base_plan = getattr(model, "restack_plan", None)
-    return Arrangement(
-        parts.path,
-        layers,
-        configuration.change(parts.config, plan.order),
-        plan if base_plan is None else base_plan.then(plan),
-    )
-
-
-def _arrangement_now(model: nn.Module, other: Arrangement) -> Arrangement:
-    layers = model.get_submodule(other.path)
-    assert isinstance(layers, nn.ModuleList)
-    config = other.config.inverse(decoder_config(model))
-    return Arrangement(other.path, layers, config, getattr(model, "restack_plan", None))
+    settings = reordered(parts.config, plan.order)
+    kept = [model.config, parts.config, parts.layers, *outside(model, parts.layers)]
+    memo = sharing_memo(model) | {id(thing): thing for thing in kept}
+    members = tuple(visits(parts, plan, memo))
+    return Arrangement(parts.layers, members, parts.layers.training, settings, plan_after(model, plan))
 
 
 def _original(model: nn.Module) -> Arrangement | None:
-    return vars(model).get("_restack_original")
+    return vars(model).get(ORIGINAL) if isinstance(model, nn.Module) else None

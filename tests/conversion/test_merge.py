@@ -1,0 +1,105 @@
+"""A materialised plan: the twin's equal, nothing shared, saved and loaded and trained like any model."""
+
+import pytest
+import torch
+import transformers
+
+import restack
+from tests.views.architectures import ARCHITECTURES, BY_NAME, LLAMA, VOCABULARY
+
+ORDER = [0, 1, 2, 1, 2, 3, 3]
+PROMPT = torch.randint(3, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(4))
+all_architectures = pytest.mark.parametrize(
+    "architecture", ARCHITECTURES, ids=lambda architecture: architecture.name
+)
+
+
+@torch.no_grad()
+def logits(model):
+    return model(PROMPT).logits
+
+
+@all_architectures
+def test_equals_the_twin_and_shares_nothing(architecture):
+    base = architecture.model()
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    own = restack.materialise(base, ORDER)
+    twin = architecture.twin(base, ORDER)
+    assert torch.equal(logits(own), logits(twin))
+    assert torch.equal(
+        own.generate(PROMPT, max_new_tokens=12, do_sample=False),
+        twin.generate(PROMPT, max_new_tokens=12, do_sample=False),
+    )
+    assert [name for name, _ in own.named_parameters()] == [name for name, _ in twin.named_parameters()]
+    assert not hasattr(own, "restack_plan")
+
+    storages = [tensor.untyped_storage().data_ptr() for tensor in own.parameters()]
+    assert len(set(storages)) == len(storages)
+    shared = {tensor.untyped_storage().data_ptr() for tensor in [*base.parameters(), *base.buffers()]}
+    assert shared.isdisjoint(
+        tensor.untyped_storage().data_ptr() for tensor in [*own.parameters(), *own.buffers()]
+    )
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
+
+
+@all_architectures
+def test_saved_and_loaded(architecture, tmp_path):
+    base = architecture.model()
+    own = restack.materialise(base, ORDER)
+    if architecture.name == "jamba":  # its config can say only periodic orders
+        with pytest.raises(restack.ViewError, match="save the base and the plan"):
+            own.save_pretrained(tmp_path)
+        assert not any(tmp_path.iterdir())
+        return
+    own.save_pretrained(tmp_path)
+    loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert type(loaded) is type(base)
+    assert torch.equal(logits(loaded), logits(own))
+
+
+def test_of_a_view_and_of_a_slung_model():
+    base = LLAMA.model()
+    view = restack.view(base, [0, 1, 2, 1, 2, 3])
+    expected = logits(LLAMA.twin(base, [3, 1, 1]))
+    assert torch.equal(logits(restack.materialise(view, [5, 1, 3])), expected)
+    with restack.slung(base, [0, 1, 2, 1, 2, 3]):
+        own = restack.materialise(base, [5, 1, 3])
+    assert torch.equal(logits(own), expected)
+    with pytest.raises(restack.ViewError, match="not slung"):
+        restack.unsling(own)
+
+
+def test_trains():
+    base = LLAMA.model()
+    own, twin = restack.materialise(base, ORDER), LLAMA.twin(base, ORDER)
+    for model in (own, twin):
+        model.train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(PROMPT, labels=PROMPT).loss
+            loss.backward()
+            optimizer.step()
+    ours, theirs = own.state_dict(), twin.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    first, second = own.model.layers[1].mlp.up_proj.weight, own.model.layers[3].mlp.up_proj.weight
+    assert not torch.equal(first, second)  # the two runs of layer 1 have gone their own ways
+
+
+def test_ties_are_kept():
+    own = restack.materialise(LLAMA.model(tie_word_embeddings=True), [0, 1, 1])
+    assert own.lm_head.weight is own.model.embed_tokens.weight
+
+
+def test_frozen_parameters_stay_frozen():
+    base = BY_NAME["gpt2"].model()
+    base.transformer.h[1].requires_grad_(False)
+    own = restack.materialise(base, [1, 0])
+    assert not any(parameter.requires_grad for parameter in own.transformer.h[0].parameters())
+    assert all(parameter.requires_grad for parameter in own.transformer.h[1].parameters())
