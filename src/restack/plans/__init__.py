@@ -1,11 +1,11 @@
-"""What to run: plans as values, the spec language, and a reader for each notation people use. Imports no torch."""
+"""What to run: plans as values, the spec language, a reader for each notation. Imports no torch."""
 
 from restack.plans.blocks import write as write_blocks
-from restack.plans.blocks import write_path
 from restack.plans.depth_ranges import write as write_depth_ranges
 from restack.plans.kv_map import write as write_kv_map
 from restack.plans.mergekit import write as write_mergekit
 from restack.plans.notations import plan
+from restack.plans.paths import write as write_path
 from restack.plans.spec import parse
 from restack.plans.value import Plan, Visit
 

@@ -1,46 +1,38 @@
 """Depth ranges, `ratio_repeat`, as the README of EGjoni/David means them (its code differs).
 
-A depth d lies in layer min(floor(d * n), n - 1); a range runs from the layer its start lies in through the layer its
-end lies in. Gaps are filled: before the first range, after the last, and between two when the next starts past the end
-of the one before.
+A depth d lies in layer min(floor(d * n), n - 1); a range runs from the layer its start lies in through the
+layer its end lies in. Gaps are filled: before the first range, after the last, and between two when the next
+starts past the end of the one before.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from numbers import Rational, Real
 from typing import Any
 
 from restack.errors import PlanError
+from restack.plans.pointing import shown
 from restack.plans.value import Plan
 
 EXAMPLE = "write [(0, 0.5), (0.3, 1)]"
+DEPTHS = "depths run from 0, the first layer, to 1, the last"
 
 
 def read(ranges: Any, depth: int) -> Plan:
-    """The plan of a model with `depth` layers that runs these (start, end) ranges, 0 the first layer and 1 the last.
+    """The plan of a model with `depth` layers that runs these (start, end) ranges.
 
-    Arithmetic is exact: a float stands for the nearest fraction with a denominator of at most a million, so that
-    0.29 of 100 layers is 29.
+    Arithmetic is exact: a float stands for the nearest fraction with a denominator of at most a million, so
+    that 0.29 of 100 layers is 29.
 
     Raises:
         PlanError: no ranges; a range that is no pair of numbers from 0 to 1, or whose start is past its end.
     """
-    try:
-        pairs = [tuple(pair) for pair in ranges]
-    except TypeError:
-        raise PlanError(f"{ranges!r} is no list of (start, end) ranges; {EXAMPLE}") from None
-    if not pairs:
+    if not isinstance(ranges, Sequence) or isinstance(ranges, str | bytes):
+        raise PlanError(f"{shown(ranges)} is no list of (start, end) ranges; {EXAMPLE}")
+    if not ranges:
         raise PlanError(f"ratio_repeat is empty; {EXAMPLE}")
-    layers: list[int] = []
-    for pair in pairs:
-        if len(pair) != 2:
-            raise PlanError(f"{pair!r} is no (start, end) range; {EXAMPLE}")
-        start, end = (_layer(number, depth) for number in map(_depth, pair))
-        if _depth(pair[0]) > _depth(pair[1]):
-            raise PlanError(f"range {pair!r} starts past its end; write ({pair[1]}, {pair[0]})")
-        filled = range(layers[-1] + 1 if layers else 0, start)
-        layers += [*filled, *range(start, end + 1)]
-    return Plan.of([*layers, *range(layers[-1] + 1, depth)], depth)
+    return Plan.of(_layers(ranges, depth), depth)
 
 
 def write(plan: Plan) -> list[tuple[float, float]]:
@@ -58,18 +50,39 @@ def write(plan: Plan) -> list[tuple[float, float]]:
     return result
 
 
+def _layers(ranges: Sequence[Any], layers: int) -> Iterator[int]:
+    """The layers of the ranges and the gaps between them, one by one: a plan stops at its limit."""
+    done = 0  # the layer after the range before
+    for entry in ranges:
+        match entry:
+            case [_, _]:
+                start, end = map(_depth, entry)
+            case _:
+                raise PlanError(f"{shown(entry)} is no (start, end) range; {EXAMPLE}")
+        if start > end:
+            remedy = f"write ({shown(entry[1])}, {shown(entry[0])})"
+            raise PlanError(f"range {shown(entry)} starts past its end; {remedy}")
+        first, last = _layer_at(start, layers), _layer_at(end, layers)
+        yield from range(done, first)
+        yield from range(first, last + 1)
+        done = last + 1
+    yield from range(done, layers)
+
+
 def _depth(value: Any) -> Fraction:
-    if isinstance(value, bool) or not isinstance(value, int | float | Fraction) or not math.isfinite(value):
-        raise PlanError(f"depth {value!r} is no number; depths run from 0, the first layer, to 1, the last")
-    depth = Fraction(value).limit_denominator(10**6)
+    try:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError
+        exact = Fraction(value) if isinstance(value, Rational) else Fraction(float(value))
+    except (TypeError, ValueError, OverflowError):  # the last two: nan and infinity
+        raise PlanError(f"depth {shown(value)} is no number; {DEPTHS}") from None
+    depth = exact.limit_denominator(10**6)
     if not 0 <= depth <= 1:
-        raise PlanError(
-            f"depth {value} is outside the model; depths run from 0, the first layer, to 1, the last"
-        )
+        raise PlanError(f"depth {shown(value)} is outside the model; {DEPTHS}")
     return depth
 
 
-def _layer(depth: Fraction, layers: int) -> int:
+def _layer_at(depth: Fraction, layers: int) -> int:
     return min(math.floor(depth * layers), layers - 1)
 
 

@@ -2,26 +2,27 @@
 
     map := entry ("_" entry)*          entry := owner ["s"] ["x" K]
 
-Entry k names the visit whose keys and values visit k reads; `s`: through a sliding window; `x`: repeated K times
-(a shorthand of ours: configs are written without it). Source: `LayerTypeParser` of whyNLP/LCKV.
+Entry k names the visit whose keys and values visit k reads; `s`: through a sliding window; `x`: repeated K
+times (a shorthand of ours: configs are written without it). Source: `LayerTypeParser` of whyNLP/LCKV.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 
 from restack.errors import PlanError
-from restack.plans.pointing import error_at
-from restack.plans.value import MAX_VISITS, Plan
+from restack.plans.pointing import counted, error_at, number_at
+from restack.plans.value import Plan
 
-LOOKS_LIKE_ONE = re.compile(r"[0-9][0-9sx_]*")
-ENTRY = re.compile(r"([0-9]{1,9})(s?)(?:x([0-9]{1,9}))?")
+ENTRY = re.compile(r"([0-9]+)(s?)(?:x([0-9]+))?")
+REMEDY = "write a map as in 0_1_1_3s, or 0_20x20_21"
 
 Entry = tuple[int, bool]  # (owner, sliding)
 
 
 def read(text: str, plan: Plan, start: int = 0) -> Plan:
-    """`plan` with the owners that the map in `text[start:]` gives its visits.
+    """`plan` with the owners that the map in `text[start:]` gives its visits, in place of its own.
 
     Raises:
         PlanError: the text is no map, is not as long as the plan, or names a visit past it.
@@ -32,33 +33,31 @@ def read(text: str, plan: Plan, start: int = 0) -> Plan:
     while True:
         found = ENTRY.match(text, at)
         if not found:
-            raise error_at(
-                text, at, at + 1, "a visit's number should stand here", "write a map as in 0_1_1_3s"
-            )
-        owner, times = int(found[1]), int(found[3] or 1)
+            raise error_at(text, at, at + 1, "a visit's number should stand here", REMEDY)
+        owner = number_at(text, *found.span(1))
+        times = number_at(text, *found.span(3)) if found[3] else 1
         if owner >= visits:
-            end = found.end(1)
-            wrong = f"owner {owner} is past the plan's {visits} visits (0..{visits - 1})"
-            raise error_at(text, at, end, wrong, "name a visit of the plan")
-        if not 1 <= times <= MAX_VISITS:
-            raise error_at(text, *found.span(3), f"{times} is no repeat", f"write x1 to x{visits}")
+            wrong = f"owner {owner} is past the plan's {counted(visits, 'visit')}"
+            raise error_at(text, *found.span(1), wrong, f"name one of 0 to {visits - 1}")
+        if times < 1:
+            raise error_at(text, *found.span(3), "0 times is no repeat", "write x1 or more, or leave it out")
+        if len(entries) + times > visits:
+            wrong = f"the map has more entries than the plan's {counted(visits, 'visit')}"
+            raise error_at(text, at, found.end(), wrong, "write one entry a visit")
         entries += [(owner, bool(found[2]))] * times
         at = found.end()
         if at == len(text):
             break
         if text[at] != "_":
-            raise error_at(text, at, at + 1, "not part of a KV map", "write a map as in 0_1_1_3s")
+            raise error_at(text, at, at + 1, "not part of a KV map", REMEDY)
         at += 1
-        if len(entries) > visits:
-            break
-    if len(entries) != visits:
-        count = f"more than {visits}" if len(entries) > visits else str(len(entries))
-        wrong = f"the map has {count} entries and the plan {visits} visits"
-        raise error_at(text, start, len(text), wrong, "write one entry a visit")
+    if len(entries) < visits:
+        wrong = f"the map ends after {len(entries)} of the plan's {counted(visits, 'visit')}"
+        raise error_at(text, at, at + 1, wrong, "write one entry a visit")
     return assign(plan, entries)
 
 
-def assign(plan: Plan, entries: list[Entry]) -> Plan:
+def assign(plan: Plan, entries: Sequence[Entry]) -> Plan:
     """`plan` with these (owner, sliding) pairs, one a visit, in place of its own."""
     if len(entries) != len(plan):
         raise PlanError(f"{len(entries)} owners for the plan's {len(plan)} visits; give one a visit")

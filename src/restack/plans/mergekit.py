@@ -1,8 +1,12 @@
 """mergekit's passthrough merges: `slices` of `sources`, read as plans and written back.
 
-Layer ranges are half-open. A `scale` holds for the tensors whose name contains its filter; settings of a source come
-before those of its slice, and those before the whole config's; a list of numbers is a gradient over the slice's
-layers. Source: mergekit's `config.py` and `merge_methods/passthrough.py`, whose behaviour this is.
+Layer ranges are half-open. A `scale` multiplies the tensors whose name contains its filter; settings of a
+source come before those of its slice, and those before the whole config's; a list of numbers is a gradient
+over the slice's layers. In mergekit, the settings of the first slice hold for the embeddings too, and those
+of the last for the final norm and the head: a plan only scales layers, so a scale that would reach those is
+refused.
+
+Source: `config.py`, `plan.py` and `merge_methods/passthrough.py` of arcee-ai/mergekit, which behave so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +16,18 @@ from typing import Any
 import yaml
 
 from restack.errors import PlanError
-from restack.plans.value import Plan, Visit
+from restack.plans.pointing import counted, extent, shown
+from restack.plans.value import MAX_FILTERS, MAX_VISITS, Plan, Scale, Visit, is_filter
 
-CONFIG_KEYS = {"slices", "merge_method", "base_model", "dtype", "out_dtype", "parameters", "chat_template"}
-CONFIG_KEYS |= {"tokenizer", "tokenizer_source"}
+UNUSED_KEYS = {"base_model", "dtype", "out_dtype", "chat_template", "tokenizer", "tokenizer_source"}
+CONFIG_KEYS = {"slices", "merge_method", "parameters", *UNUSED_KEYS}
 SLICE_KEYS = {"sources", "parameters"}
 SOURCE_KEYS = {"model", "layer_range", "parameters"}
+BEFORE_LAYERS = ("model.embed_tokens.weight",)  # what a first slice's settings also reach
+AFTER_LAYERS = ("model.norm.weight", "lm_head.weight")  # and a last one's
 
-Scale = tuple[tuple[str, float], ...]
+Gradient = tuple[float, ...]
+Settings = list[tuple[str, Gradient]]
 
 
 def load(path: str | Path) -> Mapping[str, Any]:
@@ -29,15 +37,22 @@ def load(path: str | Path) -> Mapping[str, Any]:
         PlanError: the file cannot be read, or is no YAML mapping.
     """
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise PlanError(f"cannot read {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise PlanError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return _mapping(value, str(path), CONFIG_KEYS)
+        raise PlanError(f"cannot read {shown(str(path))}: {error.strerror or error}") from None
+    except ValueError:  # no UTF-8; or no file name: NUL, lone surrogates
+        raise PlanError(f"cannot read {shown(str(path))}: not the name of a text file in UTF-8") from None
+    try:
+        value = yaml.safe_load(text)
+    except (
+        Exception
+    ) as error:  # on odd files PyYAML raises far more than YAMLError: `!!int ""` is an IndexError
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PlanError(f"{shown(str(path))} is not YAML: {reason}") from None
+    return _mapping(value, Path(path).name, CONFIG_KEYS)
 
 
-def read(config: Mapping[str, Any], depths: int | Mapping[str, int]) -> Plan:
+def read(config: Any, depths: int | Mapping[str, int]) -> Plan:
     """The plan of a passthrough config. Donors are numbered by first appearance.
 
     Args:
@@ -45,165 +60,186 @@ def read(config: Mapping[str, Any], depths: int | Mapping[str, int]) -> Plan:
         depths: layers of each model by its name in the config; a single number if it has one model.
 
     Raises:
-        PlanError: an unknown key, another merge method, several sources in a slice, a model whose depth is not
-            given, or a layer range past its model.
+        PlanError: an unknown key, another merge method, several sources in a slice, a model whose depth is
+            not given, a layer range past its model, or a scale that would reach more than layers.
     """
     config = _mapping(config, "a mergekit config", CONFIG_KEYS)
-    if config.get("merge_method") != "passthrough":
-        raise PlanError(
-            f"merge_method is {config.get('merge_method')!r}; a plan can only be a passthrough merge"
-        )
-    everywhere = _parameters(config.get("parameters"), "parameters")
-    if any(name == "*" for name, _ in _at(everywhere, 0)):
-        raise PlanError(
-            "parameters: a scale without a filter would scale the embeddings too; put it in the slices"
-        )
+    method = config.get("merge_method")
+    if method != "passthrough":
+        raise PlanError(f"merge_method is {shown(method)}; a plan can only be a passthrough merge")
+    everywhere = _settings(config.get("parameters"), "parameters")
     donors: dict[str, int] = {}
     visits: list[Visit] = []
-    for number, entry in enumerate(_list(config.get("slices"), "slices")):
+    pieces = _list(config.get("slices"), "slices")
+    for number, entry in enumerate(pieces):
         where = f"slice {number}"
         piece = _mapping(entry, where, SLICE_KEYS)
         sources = _list(piece.get("sources"), f"{where}: sources")
         if len(sources) != 1:
             raise PlanError(f"{where} has {len(sources)} sources; passthrough takes exactly one")
         source = _mapping(sources[0], f"{where}: source", SOURCE_KEYS)
-        model = source.get("model")
-        if not isinstance(model, str) or not model:
-            raise PlanError(f"{where}: model is {model!r}; write a model's name")
-        depth = _depth(model, depths, where)
+        model, depth = _model(source.get("model"), depths, where)
         donor = donors.setdefault(model, len(donors))
-        start, stop = _layer_range(source.get("layer_range"), model, depth, where)
+        start, stop = _layer_range(source.get("layer_range"), depth, where)
         settings = [
-            *_parameters(source.get("parameters"), f"{where}: parameters of {model}"),
-            *_parameters(piece.get("parameters"), f"{where}: parameters"),
+            *_settings(source.get("parameters"), f"{where}: parameters of the source"),
+            *_settings(piece.get("parameters"), f"{where}: parameters"),
             *everywhere,
         ]
+        if len(settings) > MAX_FILTERS:
+            raise PlanError(f"{where} has {len(settings)} scale filters; write at most {MAX_FILTERS}")
+        if number == 0:
+            _refuse_outside(_at(settings, 0.0), BEFORE_LAYERS, "the first slice")
+        if number == len(pieces) - 1:
+            _refuse_outside(_at(settings, 1.0), AFTER_LAYERS, "the last slice")
+        if len(visits) + stop - start > MAX_VISITS:
+            raise PlanError(f"{where}: the plan passes {MAX_VISITS} visits here, the limit; repeat less")
         for layer in range(start, stop):
             t = (layer - start) / (stop - start - 1) if stop - start > 1 else 1.0
             visits.append(Visit(layer, scale=_at(settings, t), donor=donor))
-    if isinstance(depths, int) and len(donors) > 1:
-        raise PlanError(
-            f"the config has {len(donors)} models; give the layers of each: {{{', '.join(map(repr, donors))}}}"
-        )
-    return Plan(tuple(visits), tuple(_depth(model, depths, "slices") for model in donors))
+    if isinstance(depths, int):
+        if len(donors) > 1:
+            names = ", ".join(map(shown, donors))
+            raise PlanError(f"the config has {len(donors)} models; give the layers of each by name: {names}")
+        return Plan(tuple(visits), (depths,))
+    return Plan(tuple(visits), tuple(depths[model] for model in donors))
 
 
 def write(plan: Plan, models: Sequence[str], dtype: str = "bfloat16") -> str:
     """The YAML of a passthrough merge that makes this plan's model.
+
+    `read` gives the plan back, but for donors: they are numbered by first appearance, and unused ones are not
+    in it.
 
     Args:
         models: the name of each donor.
         dtype: of the merged weights.
 
     Raises:
-        PlanError: mergekit cannot say it: the plan damps a visit, shares keys and values, or is not numbered by
-            first appearance; or the names do not fit the donors.
+        PlanError: mergekit cannot say it: the plan damps a visit, shares keys and values, or has a scale in
+            its first or last run that mergekit would apply to more than layers; or the names do not fit the
+            donors.
     """
-    if len(models) != len(plan.depths):
-        raise PlanError(f"{len(models)} names for {len(plan.depths)} donors; give each donor its name")
+    named = isinstance(models, list | tuple) and all(isinstance(name, str) and name for name in models)
+    if not named or len(models) != len(plan.depths) or len(set(models)) != len(models):
+        donors = counted(len(plan.depths), "donor")
+        raise PlanError(f"{shown(models)} does not name {donors}; give a list with one name for each")
     if any(visit.damp != 1 or visit.sliding or visit.kv is not None for visit in plan.visits):
         raise PlanError("mergekit has no damping and no shared keys and values; it cannot say this plan")
+    _refuse_outside(plan.visits[0].scale, BEFORE_LAYERS, "the first run")
+    _refuse_outside(plan.visits[-1].scale, AFTER_LAYERS, "the last run")
     slices: list[dict[str, Any]] = []
     previous: Visit | None = None
     for visit in plan.visits:
         if previous and visit == Visit(previous.layer + 1, scale=previous.scale, donor=previous.donor):
             slices[-1]["sources"][0]["layer_range"][1] += 1
         else:
-            source: dict[str, Any] = {
-                "model": models[visit.donor],
-                "layer_range": [visit.layer, visit.layer + 1],
-            }
+            layer_range = [visit.layer, visit.layer + 1]
+            source: dict[str, Any] = {"model": models[visit.donor], "layer_range": layer_range}
             if visit.scale:
                 filters = [{"filter": name, "value": factor} for name, factor in visit.scale]
                 source["parameters"] = {"scale": filters}
             slices.append({"sources": [source]})
         previous = visit
     config = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
-    return yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
+    return str(yaml.safe_dump(config, sort_keys=False, default_flow_style=None))
 
 
-def _parameters(value: Any, where: str) -> list[tuple[str, tuple[float, ...]]]:
+def _settings(value: Any, where: str) -> Settings:
     """The (filter, gradient) pairs of a `parameters` mapping, whose only key is `scale`."""
     if value is None:
         return []
     scale = _mapping(value, where, {"scale"}).get("scale")
-    if isinstance(scale, Mapping):
-        scale = [scale]
-    if not isinstance(scale, list) or not scale or not isinstance(scale[0], Mapping):
+    if not isinstance(scale, list) or not any(isinstance(entry, Mapping) for entry in scale):
         return [("*", _gradient(scale, where))]
     pairs = []
     for entry in scale:
         condition = _mapping(entry, f"{where}: scale", {"filter", "value"})
         name = condition.get("filter")
-        pairs.append(("*" if name is None else str(name), _gradient(condition.get("value"), where)))
+        if name is None:
+            name = "*"
+        elif not isinstance(name, str) or not is_filter(name):
+            raise PlanError(f"{where}: {shown(name)} is no filter; write part of a tensor's name, or *")
+        pairs.append((name, _gradient(condition.get("value"), where)))
     return pairs
 
 
-def _gradient(value: Any, where: str) -> tuple[float, ...]:
+def _gradient(value: Any, where: str) -> Gradient:
     numbers = value if isinstance(value, list) else [value]
-    if not numbers or any(
-        isinstance(number, bool) or not isinstance(number, int | float) for number in numbers
+    if numbers and all(
+        isinstance(number, int | float) and not isinstance(number, bool) for number in numbers
     ):
-        raise PlanError(f"{where}: scale {value!r} is neither a number nor a list of numbers")
-    return tuple(float(number) for number in numbers)
+        try:
+            return tuple(map(float, numbers))
+        except OverflowError:
+            pass
+    remedy = "write one as in scale: 0.7, or a list of filters as in scale: [{filter: o_proj, value: 0.7}]"
+    raise PlanError(f"{where}: scale {shown(value)} is neither a number nor a list of numbers; {remedy}")
 
 
-def _at(settings: Sequence[tuple[str, tuple[float, ...]]], t: float) -> Scale:
-    """The filters in force at depth t of a slice (0 its first layer, 1 its last), without those that do nothing."""
-    scale: list[tuple[str, float]] = []
-    for name, gradient in settings:
-        place = t * (len(gradient) - 1)
-        below = int(place)
-        above = min(below + 1, len(gradient) - 1)
-        factor = gradient[below] + (place - below) * (gradient[above] - gradient[below])
-        scale.append((name, factor))
-        if name == "*":  # nothing after it is ever looked at
-            break
-    while scale and scale[-1][1] == 1:
-        scale.pop()
-    return tuple(scale)
+def _at(settings: Settings, t: float) -> Scale:
+    """The filters in force at depth t of a slice: 0 is its first layer, 1 its last."""
+    return tuple((name, _interpolated(gradient, t)) for name, gradient in settings)
 
 
-def _depth(model: str, depths: int | Mapping[str, int], where: str) -> int:
+def _interpolated(gradient: Gradient, t: float) -> float:
+    place = t * (len(gradient) - 1)
+    below = int(place)
+    above = min(below + 1, len(gradient) - 1)
+    share = place - below
+    return (1 - share) * gradient[below] + share * gradient[above]
+
+
+def _refuse_outside(scale: Scale, tensors: Sequence[str], where: str) -> None:
+    """Refuse a scale that mergekit would apply to a tensor outside the layers."""
+    for tensor in tensors:
+        name, factor = next(((n, f) for n, f in scale if n == "*" or n in tensor), ("", 1.0))
+        if factor != 1:
+            raise PlanError(
+                f"{where}: the scale of {name} would multiply {tensor} too, which no layer holds; "
+                "write filters that only name tensors of layers, such as o_proj"
+            )
+
+
+def _model(value: Any, depths: int | Mapping[str, int], where: str) -> tuple[str, int]:
+    """The name of a model, and how many layers it has."""
+    if not isinstance(value, str) or not value:
+        raise PlanError(f"{where}: model is {shown(value)}; write a model's name")
     if isinstance(depths, int):
-        return depths
-    if model not in depths:
-        known = ", ".join(depths) or "none"
+        return value, depths
+    if value not in depths:
+        given = ", ".join(map(shown, depths))
         raise PlanError(
-            f"{where}: how many layers has {model}? give its count under that name (given: {known})"
+            f"{where}: how many layers has {shown(value)}? give its count by name (given: {given})"
         )
-    return depths[model]
+    return value, depths[value]
 
 
-def _layer_range(value: Any, model: str, depth: int, where: str) -> tuple[int, int]:
+def _layer_range(value: Any, depth: int, where: str) -> tuple[int, int]:
     match value:
         case [int(start), int(stop)] if not isinstance(start, bool) and not isinstance(stop, bool):
             pass
         case _:
-            raise PlanError(f"{where}: layer_range is {value!r}; write [start, stop), as in [0, 16]")
+            raise PlanError(f"{where}: layer_range is {shown(value)}; write [start, stop], as in [0, 16]")
+    written = f"{where}: layer_range {shown([start, stop])}"
     if not 0 <= start < stop:
-        raise PlanError(
-            f"{where}: layer_range [{start}, {stop}] is empty; the stop is not included, as in [0, 16]"
-        )
+        raise PlanError(f"{written} holds no layer; the stop is not included, as in [0, 16]")
     if stop > depth:
-        raise PlanError(
-            f"{where}: layer_range [{start}, {stop}] is past {model}'s {depth} layers (0..{depth - 1})"
-        )
+        raise PlanError(f"{written} is past {extent(depth)}; write a stop of at most {depth}")
     return start, stop
 
 
 def _mapping(value: Any, where: str, keys: set[str]) -> Mapping[str, Any]:
+    known = ", ".join(sorted(keys))
     if not isinstance(value, Mapping):
-        raise PlanError(f"{where} must be a mapping with {', '.join(sorted(keys))}")
-    unknown = [str(key) for key in value if key not in keys]
-    if unknown:
-        raise PlanError(
-            f"{where}: {', '.join(unknown)} not understood; the keys are {', '.join(sorted(keys))}"
-        )
+        raise PlanError(f"{where} must be a mapping with {known}, not {shown(value)}")
+    for key in value:
+        if key not in keys:
+            raise PlanError(f"{where}: {shown(key)} is not understood; the keys are {known}")
     return value
 
 
 def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list) or not value:
-        raise PlanError(f"{where} must be a list with at least one entry")
+        raise PlanError(f"{where} must be a list with at least one entry, not {shown(value)}")
     return value

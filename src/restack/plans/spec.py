@@ -4,34 +4,47 @@
     item  := [donor "/"] (slice | index) ["x" K] ["@" D] ["{" filter ":" S ("," filter ":" S)* "}"]
     slice := as in Python, half-open, negatives from the end
 
-Blanks around items are ignored. Everything else that is not in the grammar, or not in the model, is an error that
-points at the character. Its canonical form, `write`, is the text of a plan: greedy longest runs.
+`all` is every layer of the only donor. Blanks around items are ignored. Everything else that is not in the
+grammar, or not in the model, is an error that points at the character. The canonical form, `write`, is the
+text of a plan: greedy longest runs.
 """
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 
 from restack.errors import PlanError
 from restack.plans import kv_map
-from restack.plans.pointing import error_at
-from restack.plans.value import MAX_VISITS, Plan, Visit
+from restack.plans.pointing import MAX_DIGITS, error_at, extent, number_at, shown
+from restack.plans.value import (
+    MAX_FILTER_LENGTH,
+    MAX_FILTERS,
+    MAX_VISITS,
+    Plan,
+    Scale,
+    Visit,
+    checked_depths,
+)
 
 INTEGER = re.compile(r"-?[0-9]+")
 NUMBER = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
-FILTER = re.compile(r"[A-Za-z0-9_.*-]+")
-MAX_DIGITS = 9  # of an index: more cannot be a layer, and Python refuses to read very long integers
+FILTER = re.compile(rf"[A-Za-z0-9_.*-]{{1,{MAX_FILTER_LENGTH}}}")
+DASHED = re.compile(rf"([0-9]{{1,{MAX_DIGITS}}})-([0-9]{{1,{MAX_DIGITS}}})")  # 0-3: not ours, but often meant
+MAX_NUMBER = 400  # characters of a damp or scale: the longest that `write` prints has some 345
 
 
 def parse(text: str, depths: Sequence[int]) -> Plan:
     """The plan that a spec writes, over donors of these depths.
 
     Raises:
-        PlanError: the text is not a spec, or names a layer, donor or owner that does not exist; the message shows
-            the place, what is wrong and what to write instead.
+        PlanError: the text is not a spec, or names a layer, donor or owner that does not exist; the message
+            shows the place, what is wrong and what to write instead.
     """
-    return _Reader(text, tuple(depths)).plan()
+    if not isinstance(text, str):
+        raise PlanError(f"{shown(text)} is no text; write a spec as in '0:8,4:12'")
+    return _Reader(text, checked_depths(depths)).plan()
 
 
 def write(plan: Plan) -> str:
@@ -49,200 +62,201 @@ def write(plan: Plan) -> str:
     return text if kv_map.is_plain(plan) else f"{text};kv={kv_map.write(plan)}"
 
 
-@dataclass
 class _Reader:
-    """Reads a spec from left to right; `at` is the next character."""
+    """Reads a spec from left to right; `at` is the next character, `end` is past the last of the layers."""
 
-    text: str
-    depths: tuple[int, ...]
-    at: int = 0
+    def __init__(self, text: str, depths: tuple[int, ...]) -> None:
+        self.text = text
+        self.depths = depths
+        self.at = 0
+        self.end = text.index(";") if ";" in text else len(text)
 
     def plan(self) -> Plan:
-        body, mark, owners = self.text.partition(";")
-        if body.strip() != "all":
-            visits = self.items(len(body))
+        if self.text[: self.end].strip(" ") != "all":
+            visits = self.items()
         elif len(self.depths) == 1:
             visits = [Visit(layer) for layer in range(self.depths[0])]
         else:
-            raise self.error(0, len(body), "all of which donor?", "write 0/:,1/: or the ranges you mean")
+            raise self.error(0, self.end, "all of which donor?", "write 0/:,1/: or the ranges you mean")
         plan = Plan(tuple(visits), self.depths)
-        if not mark:
+        if self.end == len(self.text):
             return plan
-        if not owners.startswith("kv="):
-            raise self.error(
-                len(body), len(self.text), "only a KV map may follow the layers", "write ;kv=0_0_2_2"
-            )
-        return kv_map.read(self.text, plan, start=len(body) + len(";kv="))
+        if not self.text.startswith(";kv=", self.end):
+            wrong = "after a semicolon only a KV map may follow"
+            remedy = "write a comma between items, or ;kv=0_0_2_2"
+            raise self.error(self.end, self.end + 1, wrong, remedy)
+        return kv_map.read(self.text, plan, start=self.end + len(";kv="))
 
-    def items(self, end: int) -> list[Visit]:
-        visits: list[Visit] = []
-        while True:
-            visits += self.item(end)
+    def items(self) -> list[Visit]:
+        visits = self.item()
+        while self.mark(","):
+            start = self.at
+            visits += self.item()
             if len(visits) > MAX_VISITS:
-                raise self.error(self.at - 1, self.at, f"more than {MAX_VISITS} visits", "repeat less")
-            if self.at == end:
-                return visits
-            self.at += 1  # the comma
+                raise self.error(start, self.at, f"the plan passes {MAX_VISITS} visits here", "repeat less")
+        return visits
 
-    def item(self, end: int) -> list[Visit]:
-        self.blanks(end)
+    def item(self) -> list[Visit]:
+        self.blanks()
         start = self.at
-        if start == end or self.text[start] == ",":
-            raise self.error(
-                start, start + 1, "an empty item", "remove the comma, or write the layers you mean"
-            )
-        donor = self.donor(end)
-        layers = self.layers(donor, end)
-        times = self.times(end) if self.mark("x", end) else 1
-        damp = self.finite(end) if self.mark("@", end) else 1.0
-        scale = self.scale(end) if self.mark("{", end) else ()
-        self.blanks(end)
-        if self.at < end and self.text[self.at] != ",":
-            raise self.error(
-                self.at, self.at + 1, "not part of a spec", "write slices and layers as in 0:8,4:12,11"
-            )
+        if start == self.end or self.text[start] == ",":
+            raise self.here("an empty item", "remove the comma, or write the layers you mean")
+        donor = self.donor()
+        layers = self.layers(self.depths[donor])
+        times = self.times() if self.mark("x") else 1
+        damp = self.finite() if self.mark("@") else 1.0
+        scale = self.scale() if self.mark("{") else ()
+        last = self.at
+        self.blanks()
+        if self.at < self.end and self.text[self.at] != ",":
+            raise self.here("not part of a spec", self.remedy_for_junk(start))
         if len(layers) * times > MAX_VISITS:
-            raise self.error(start, self.at, f"more than {MAX_VISITS} visits", "repeat less")
+            raise self.error(start, last, f"more than {MAX_VISITS} visits", "repeat less")
         return [Visit(layer, damp=damp, scale=scale, donor=donor) for layer in layers] * times
 
-    def donor(self, end: int) -> int:
-        found = INTEGER.match(self.text, self.at, end)
-        if not found or found.end() == end or self.text[found.end()] != "/":
+    def remedy_for_junk(self, start: int) -> str:
+        """What to write for an item that begins at `start` and goes wrong at `at`."""
+        dashed = DASHED.match(self.text, start, self.end)
+        if dashed and dashed.end(1) == self.at:
+            return f"write {dashed[1]}:{int(dashed[2]) + 1} for layers {dashed[1]} to {dashed[2]}"
+        return "write slices and layers with a comma between them, as in 0:8,4:12,11"
+
+    def donor(self) -> int:
+        start = self.at
+        found = INTEGER.match(self.text, start, self.end)
+        if not found or not self.text.startswith("/", found.end(), self.end):
             if len(self.depths) > 1:
-                raise self.error(
-                    self.at,
-                    self.at + 1,
-                    f"which of the {len(self.depths)} donors?",
-                    "write 0/ or 1/ before the layers",
-                )
+                wrong = f"which of the {len(self.depths)} donors?"
+                raise self.here(wrong, "write its number and a slash before the layers, as in 0/0:16")
             return 0
-        donor = self.integer(end)
+        donor = self.integer()
         if not 0 <= donor < len(self.depths):
-            raise self.error(
-                found.start(), found.end(), f"donor {donor} is past the plan's {len(self.depths)}",
-                f"write 0/ to {len(self.depths) - 1}/",
-            )  # fmt: skip
-        self.at += 1
+            wrong = f"donor {donor} is past the plan's {len(self.depths)}"
+            raise self.error(start, self.at, wrong, f"write 0/ to {len(self.depths) - 1}/")
+        self.at += 1  # the slash
         return donor
 
-    def layers(self, donor: int, end: int) -> Sequence[int]:
-        start = self.at
-        depth = self.depths[donor]
-        first = self.bound(end)
-        if self.at == end or self.text[self.at] != ":":
-            if first is None:
-                raise self.error(
-                    start, start + 1, "not a layer or a slice", "write 0:8 for layers 0..7, or 5 for one"
-                )
-            layer = first + depth if first < 0 else first
-            if not 0 <= layer < depth:
-                remedy = f"the last layer is {depth - 1} or -1"
-                raise self.error(start, self.at, f"layer {first} is past {_extent(depth)}", remedy)
-            return (layer,)
-        parts = [(first, start, self.at)]
-        while self.at < end and self.text[self.at] == ":":
-            if len(parts) == 3:
-                raise self.error(
-                    self.at, self.at + 1, "a slice has at most start:stop:step", "write a comma between items"
-                )
+    def layers(self, depth: int) -> Sequence[int]:
+        bounds: list[int | None] = []
+        spans: list[tuple[int, int]] = []
+        while True:
+            start = self.at
+            bounds.append(self.integer() if INTEGER.match(self.text, start, self.end) else None)
+            spans.append((start, self.at))
+            if not self.text.startswith(":", self.at, self.end):
+                break
+            if len(bounds) == 3:
+                raise self.here("a slice has at most start:stop:step", "write a comma between items")
             self.at += 1
-            begin = self.at
-            parts.append((self.bound(end), begin, self.at))
-        return self.slice(parts, depth, start)
+        if len(bounds) > 1:
+            return self.slice(bounds, spans, depth)
+        if bounds[0] is None:
+            raise self.here("not a layer or a slice", "write 0:8 for layers 0 to 7, or 5 for one")
+        if not -depth <= bounds[0] < depth:
+            wrong = f"layer {bounds[0]} is past {extent(depth)}"
+            raise self.error(*spans[0], wrong, f"the last layer is {depth - 1} or -1")
+        return (bounds[0] % depth,)
 
-    def slice(self, parts: list[tuple[int | None, int, int]], depth: int, start: int) -> range:
-        names = ("start", "stop", "step")
-        step = parts[2][0] if len(parts) == 3 else None
+    def slice(self, bounds: list[int | None], spans: list[tuple[int, int]], depth: int) -> range:
+        step = bounds[2] if len(bounds) == 3 else None
         if step == 0:
-            raise self.error(*parts[2][1:], "step 0 goes nowhere", "write 1 or leave it out")
-        for name, (value, begin, end) in zip(names[:2], parts[:2], strict=True):
-            if value is None or -depth <= value <= depth:
-                continue
-            remedy = _open_ended(name, parts, step)
-            raise self.error(begin, end, f"{name} {value} is past {_extent(depth)}", remedy)
-        bounds = slice(parts[0][0], parts[1][0], step)
-        layers = range(*bounds.indices(depth))
+            raise self.error(*spans[2], "step 0 goes nowhere", "write 1 or leave it out")
+        for place, (name, highest) in enumerate((("start", depth - 1), ("stop", depth))):
+            bound = bounds[place]
+            if bound is not None and not -depth <= bound <= highest:
+                wrong = f"{name} {bound} is past {extent(depth)}"
+                raise self.error(*spans[place], wrong, _remedy_for_bound(bounds, place, depth))
+        layers = _range(bounds, depth)
         if not layers:
-            text = self.text[start : self.at]
-            raise self.error(
-                start, self.at, f"{text} holds no layer of {_extent(depth)}", "a stop is not included"
-            )
+            start, end = spans[0][0], self.at
+            why, remedy = _about_empty(layers)
+            raise self.error(start, end, f"{self.text[start:end]} holds no layer: {why}", remedy)
         return layers
 
-    def bound(self, end: int) -> int | None:
-        return self.integer(end) if INTEGER.match(self.text, self.at, end) else None
-
-    def integer(self, end: int) -> int:
-        found = INTEGER.match(self.text, self.at, end)
+    def integer(self) -> int:
+        found = INTEGER.match(self.text, self.at, self.end)
         if not found:
-            raise self.error(self.at, self.at + 1, "a whole number should stand here", "write digits 0 to 9")
-        if len(found[0].lstrip("-0")) > MAX_DIGITS:
-            raise self.error(*found.span(), "this number is past any model's layers", "write fewer digits")
+            raise self.here("a whole number should stand here", "write digits 0 to 9")
         self.at = found.end()
-        return int(found[0])
+        return number_at(self.text, *found.span())
 
-    def times(self, end: int) -> int:
+    def times(self) -> int:
         start = self.at
-        times = self.integer(end)
+        times = self.integer()
         if times < 1:
-            raise self.error(
-                start, self.at, f"{times} runs is not a repeat", "write x1 or more, or leave the item out"
-            )
+            wrong = f"{times} runs is not a repeat"
+            raise self.error(start, self.at, wrong, "write x1 or more, or leave the item out")
         return times
 
-    def finite(self, end: int) -> float:
-        found = NUMBER.match(self.text, self.at, end)
+    def finite(self) -> float:
+        found = NUMBER.match(self.text, self.at, self.end)
         if not found:
-            raise self.error(
-                self.at, self.at + 1, "a decimal number should stand here", "write one as in 0.7"
-            )
-        number = float(found[0])
-        if number in (float("inf"), float("-inf")):
-            raise self.error(*found.span(), "this number is too large", "write a finite one as in 0.7")
+            raise self.here("a decimal number should stand here", "write one as in 0.7")
+        if len(found[0]) > MAX_NUMBER or not math.isfinite(number := float(found[0])):
+            raise self.error(*found.span(), "this number is too long", "write a finite one as in 0.7")
         self.at = found.end()
+        if self.text.startswith(("e", "E"), self.at, self.end):
+            raise self.here("a spec has no exponents", "write the number out, as in 0.001")
         return number
 
-    def scale(self, end: int) -> tuple[tuple[str, float], ...]:
+    def scale(self) -> Scale:
         scale = []
         while True:
-            found = FILTER.match(self.text, self.at, end)
+            found = FILTER.match(self.text, self.at, self.end)
             if not found:
-                raise self.error(
-                    self.at, self.at + 1, "a tensor filter should stand here", "write {o_proj:0.7}"
-                )
+                raise self.here("part of a tensor's name should stand here", "write it as in {o_proj:0.7}")
             self.at = found.end()
-            if not self.mark(":", end):
-                raise self.error(self.at, self.at + 1, "a filter needs its scale", "write {o_proj:0.7}")
-            scale.append((found[0], self.finite(end)))
-            if self.mark("}", end):
+            if not self.mark(":"):
+                raise self.here("a filter needs its scale", "write it as in {o_proj:0.7}")
+            scale.append((found[0], self.finite()))
+            if len(scale) > MAX_FILTERS:
+                raise self.error(*found.span(), f"more than {MAX_FILTERS} filters", "write fewer")
+            if self.mark("}"):
                 return tuple(scale)
-            if not self.mark(",", end):
-                raise self.error(self.at, self.at + 1, "the filters do not end", "close them with }")
+            if not self.mark(","):
+                raise self.here("the filters do not end", "close them with }, or write a comma and another")
 
-    def mark(self, character: str, end: int) -> bool:
-        found = self.at < end and self.text[self.at] == character
+    def mark(self, character: str) -> bool:
+        found = self.text.startswith(character, self.at, self.end)
         self.at += found
         return found
 
-    def blanks(self, end: int) -> None:
-        while self.at < end and self.text[self.at] == " ":
-            self.at += 1
+    def blanks(self) -> None:
+        while self.mark(" "):
+            pass
+
+    def here(self, wrong: str, remedy: str) -> PlanError:
+        return self.error(self.at, self.at + 1, wrong, remedy)
 
     def error(self, start: int, end: int, wrong: str, remedy: str) -> PlanError:
         return error_at(self.text, start, end, wrong, remedy)
 
 
-def _extent(depth: int) -> str:
-    return f"the model's {depth} layers (0..{depth - 1})" if depth > 1 else "the model's one layer (0)"
+def _range(bounds: list[int | None], depth: int) -> range:
+    return range(*slice(*bounds).indices(depth))
 
 
-def _open_ended(name: str, parts: list[tuple[int | None, int, int]], step: int | None) -> str:
-    """What to write for a slice that passes the end: the same one, left open at that end."""
-    texts = ["" if value is None else str(value) for value, *_ in parts]
-    texts[0 if name == "start" else 1] = ""
-    end = "the end" if (name == "stop") == (step is None or step > 0) else "layer 0"
-    verb = "run to" if name == "stop" else "start at"
-    return f"write {':'.join(texts)} to {verb} {end}"
+def _remedy_for_bound(bounds: list[int | None], place: int, depth: int) -> str:
+    """What to write for a slice whose start (place 0) or stop (1) is past the model: leave it open there."""
+    opened = [*bounds[:place], None, *bounds[place + 1 :]]
+    other = opened[1 - place]
+    if (other is not None and not -depth <= other <= depth - place) or not _range(opened, depth):
+        return f"write a start from 0 to {depth - 1} and a stop up to {depth}"
+    text = ":".join("" if bound is None else str(bound) for bound in opened)
+    upwards = len(bounds) < 3 or (bounds[2] or 1) > 0
+    if place == 0:
+        return f"write {text} to start at {'layer 0' if upwards else 'the end'}"
+    return f"write {text} to run to {'the end' if upwards else 'layer 0'}"
+
+
+def _about_empty(layers: range) -> tuple[str, str]:
+    """Why a slice has no layers, and what to write: `layers` has its bounds, counted from 0."""
+    low, high = sorted((layers.start, layers.stop))
+    if low == high:
+        return "its stop is not included", f"write {low} for that layer alone"
+    step = abs(layers.step)
+    up, down = f"{low}:{high}" + (f":{step}" if step > 1 else ""), f"{high}:{low}:-{step}"
+    return f"its step is {layers.step}", f"write {up} to run up, or {down} to run down"
 
 
 def _longest_item(visits: tuple[Visit, ...], start: int, depth: int) -> tuple[str, int]:
