@@ -1,0 +1,99 @@
+"""Wrong input: one clear line, exit status 2, no traceback."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from restack.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["show", "demo", "--layers", "0:8,4:120"],
+            "stop 120 is past the model's 12 layers (0..11); write 4:",
+        ),
+        (["show", "demo@0:13"], "past the model's 12 layers"),
+        (["show", "demo", "--layers", ""], "the plan is empty"),
+        (["show", "demo", "--layers", "5:5"], "holds no layer"),
+        (["show", "demo", "--layers", "abc"], "neither a spec"),
+        (["show", "demo@0:8", "--layers", "0:8"], "given twice"),
+        (["show", "demo", "--ratio", "0-1"], "no list of depth ranges"),
+        (["show", "demo", "--ratio", "0.5:0.2"], "starts past its end"),
+        (["show", "demo", "--kv", "0_1"], "the map ends after 2 of the plan's 12 visits"),
+        (["show", "/no/such/model"], "there is no folder /no/such/model"),
+        (["show"], "Missing argument"),
+        (["shwo", "demo"], "No such command"),
+        (["generate", "demo", "--prompt", ""], "the prompt is empty"),
+        (["generate", "demo", "--prompt", "hi", "--top-p", "2"], "top-p 2.0"),
+        (
+            ["generate", "demo", "--prompt", "hi", "--temperature", "warm"],
+            "Invalid value for '--temperature'",
+        ),
+        (["generate", "demo", "--prompt", "hi", "--raw", "--system", "x"], "--raw"),
+        (["generate", "demo", "--prompt", "hi", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["generate", "demo", "--prompt", "hi", "--dtype", "int3"], "dtype 'int3' is not known"),
+        (["generate", "demo", "--prompt", "word " * 3000], "the model's context is 1024"),
+        (["generate", "demo@0:8;kv=0x8", "--prompt", "hi"], "shared keys and values"),
+    ],
+)
+def test_told_in_one_line(capsys, arguments, told):
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert told in output.err
+    assert "Traceback" not in output.err
+    assert output.out == ""
+    assert len(output.err.splitlines()) <= 2  # an error in a spec shows the spec above it
+
+
+def test_an_empty_folder_is_no_model(capsys, tmp_path):
+    assert main(["chat", str(tmp_path)]) == 2
+    assert "a folder without config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["chat", "generate"])
+def test_input_that_is_not_utf8(capsys, monkeypatch, command):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"What is\xff 3 + 4?\n")))
+    assert main([command, "demo"]) == 2
+    assert "byte 0xff at column 8 of input line 1 is not UTF-8" in capsys.readouterr().err
+
+
+def started(*arguments, **options):
+    command = [sys.executable, "-u", "-m", "restack", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **options)
+
+
+def test_a_closed_pipe_ends_it():
+    process = started("generate", "demo", "--prompt", "Tell me a story about Ben and a kite.")
+    assert process.stdout.read(1)
+    process.stdout.close()
+    error = process.stderr.read().decode()
+    assert process.wait(60) == 2
+    assert error == "restack: the output was closed before the end\n"
+
+
+def test_an_interrupt_in_the_middle_of_an_answer():
+    # Any of a thousand tokens may come next, so the end token hardly ever does, and the answer is long.
+    sampling = ("--temperature", "50", "--top-k", "0", "--top-p", "1", "--max-tokens", "900")
+    process = started("generate", "demo", "--prompt", "Tell me a story.", *sampling)
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.decode() == "restack: interrupted\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_told():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "restack", "show", "demo"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("restack: cannot write or read: No space left")
+    assert "Traceback" not in done.stderr

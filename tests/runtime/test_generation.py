@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from restack import recipes
+from restack.errors import UsageError
+from restack.runtime import Sampling, generate
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return recipes.open("demo", dtype="float32"), recipes.open_tokenizer("demo")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -0.1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"repetition_penalty": 0.0},
+        {"max_tokens": 0},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(UsageError, match="write"):
+        Sampling(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "settings"),
+    [
+        (Sampling(), {}),
+        (Sampling(temperature=0, top_p=0.5, top_k=3), {"do_sample": False}),
+        (Sampling(temperature=0, repetition_penalty=1.2), {"do_sample": False, "repetition_penalty": 1.2}),
+        (Sampling(temperature=0.7), {"do_sample": True, "temperature": 0.7}),
+        (Sampling(top_p=0.9, top_k=0), {"do_sample": True, "top_p": 0.9, "top_k": 0}),
+        (Sampling(repetition_penalty=1.2), {"repetition_penalty": 1.2}),
+    ],
+)
+def test_settings_are_those_of_transformers(sampling, settings):
+    assert sampling.settings() == settings
+
+
+def test_a_seed_repeats_the_text(demo):
+    model, tokenizer = demo
+    tokens = tokenizer("Once there was", return_tensors="pt")["input_ids"]
+
+    def told(seed):
+        return generate(
+            model, tokenizer, tokens, Sampling(temperature=1.5, max_tokens=20, seed=seed).seeded()
+        )
+
+    assert told(1) == told(1)
+    assert len({told(seed) for seed in range(4)}) > 1
+
+
+def test_the_text_is_what_transformers_generates(demo):
+    model, tokenizer = demo
+    tokens = tokenizer("Once there was", return_tensors="pt")["input_ids"]
+    told = generate(model, tokenizer, tokens, Sampling(temperature=0, max_tokens=20))
+    output = model.generate(
+        tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=20
+    )
+    assert told == tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True)
+
+
+def test_max_tokens_stops_at_the_context(demo):
+    model, tokenizer = demo
+    tokens = torch.full((1, 1020), tokenizer("a")["input_ids"][-1])
+    seen = []
+    generate(model, tokenizer, tokens, Sampling(temperature=0, max_tokens=50), seen.append)
+    with pytest.raises(UsageError, match="context is 1024"):
+        generate(model, tokenizer, torch.cat([tokens, tokens], 1), Sampling())
