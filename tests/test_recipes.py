@@ -65,7 +65,7 @@ def test_a_wrong_spec_is_told_before_the_weights_are_read(monkeypatch):
 
 def test_a_model_larger_than_free_memory_is_refused(monkeypatch):
     monkeypatch.setattr(recipes, "free_memory", lambda: 1_000_000)
-    with pytest.raises(ModelError, match="demo needs .* GB .* free on cpu"):
+    with pytest.raises(ModelError, match=r"demo needs .* GB .* free on cpu"):
         recipes.open("demo")
 
 
@@ -101,14 +101,14 @@ def test_a_folder_that_is_no_model_is_told_in_one_line(tmp_path, content, told):
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "a/b/c", "nobody/has-this-model"])
 def test_a_model_that_is_nowhere_is_told_in_one_line(name):
-    with pytest.raises(ModelError, match="no folder|no such folder") as caught:
+    with pytest.raises(ModelError, match=r"no folder|no such folder") as caught:
         recipes.open(name)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("options", [{"dtype": "int3"}, {"device": "abacus"}])
 def test_a_wrong_option_is_refused(options):
-    with pytest.raises(ModelError, match="is not known|cannot be used"):
+    with pytest.raises(ModelError, match=r"is not known|cannot be used"):
         recipes.open("demo", **options)
 
 

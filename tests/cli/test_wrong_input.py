@@ -1,10 +1,10 @@
 """Wrong input: one clear line, exit status 2, no traceback."""
 
 import io
-import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -88,9 +88,9 @@ def test_an_interrupt_in_the_middle_of_an_answer():
     assert error.decode() == "restack: interrupted\n"
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_told():
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "restack", "show", "demo"], stdout=full, stderr=subprocess.PIPE, text=True
         )

@@ -100,7 +100,7 @@ def test_place_bound_layers(call):
     }
     model = transformers.Gemma3nForCausalLM(transformers.Gemma3nTextConfig(**settings))
     with pytest.raises(
-        restack.ViewError, match="gemma3n_text ties its layers together by place|kv_shared_layer_index"
+        restack.ViewError, match=r"gemma3n_text ties its layers together by place|kv_shared_layer_index"
     ):
         call(model, [0, 1])
 
