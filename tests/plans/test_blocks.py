@@ -47,7 +47,9 @@ def test_a_list_is_layers_and_a_tuple_a_block() -> None:
     assert restack.plan([45, 52], 80).order == (45, 52)
     assert restack.plan("45,52", 80).order == (45, 52)
     assert restack.plan("[45,52]", 80).order == (45, 52)
-    assert restack.plan((0, 1, 2, 1, 2, 3), 4).order == (0, 1, 2, 1, 2, 3)
+    assert restack.plan((3, 5), 8) == restack.plan("(3,5)", 8)
+    for order in ((0, 1, 2, 1, 2, 3), (0,), ()):
+        assert "write layers as a list" in refusal(order, 4)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_pairs_that_are_no_blocks(pair: Any) -> None:
 
 
 def test_a_list_of_pairs_is_ambiguous() -> None:
-    for pairs in ([(31, 34), (43, 45)], ((31, 34), (43, 45)), [[0, 0.5], [0.5, 1]], "[(31,34)]", "[ [1,2]]"):
+    for pairs in ([(31, 34), (43, 45)], [[0, 0.5], [0.5, 1]], "[(31,34)]", "[ [1,2]]"):
         assert "say blocks=[...] or ratio_repeat=[...]" in refusal(pairs, 64)
 
 

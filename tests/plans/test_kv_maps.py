@@ -106,8 +106,10 @@ def test_maps_index_visits_not_layers() -> None:
     assert restack.plan("3,3,3", 4, kv="cla2").owners == (0, 0, 2)
 
 
-def test_kv_replaces_the_map_of_a_plan() -> None:
-    assert restack.plan("0:4;kv=0x4", 4, kv="0_1_2s_3") == restack.plan("0:4;kv=0_1_2s_3", 4)
+def test_a_plan_takes_one_map() -> None:
+    assert restack.plan("0:4", 4, kv="0_1_2s_3") == restack.plan("0:4;kv=0_1_2s_3", 4)
+    with pytest.raises(PlanError, match="a KV map of its own"):
+        restack.plan("0:4;kv=0x4", 4, kv="0_1_2s_3")
 
 
 @pytest.mark.parametrize("text", ["0_20x20_21", "1_2s_0", "0s_1s_0sx2", "0x3"])

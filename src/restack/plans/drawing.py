@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from restack.errors import PlanError
 from restack.plans.value import Plan
 
 if TYPE_CHECKING:
@@ -22,16 +23,19 @@ def draw(plans: Mapping[str, Plan], path: str | Path, title: str = "") -> None:
         plans: by the name that is written over each.
         path: of the picture; its ending says the format (.png, .svg, .pdf).
         title: over all of them.
+
+    Raises:
+        PlanError: a plan has several donors.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
+    if any(len(plan.depths) > 1 for plan in plans.values()):
+        raise PlanError("only plans of one model can be drawn")
     longest = max(len(plan) for plan in plans.values())
     heights = [0.7 + 0.13 * max(plan.depths) for plan in plans.values()]
     figure = Figure(figsize=(max(6.0, 0.32 * longest + 2.5), sum(heights) + 1.0), layout="constrained")
-    axes = figure.subplots(len(plans), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})[
-        :, 0
-    ]
+    axes = figure.subplots(len(plans), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for panel, (name, plan) in zip(axes, plans.items(), strict=True):
         _draw_one(panel, name, plan)
         panel.set_xlim(-1.6, longest - 0.4)

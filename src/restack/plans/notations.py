@@ -46,7 +46,7 @@ def plan(
             loaded model or its config in place of a count. A `Plan` and its JSON object bring their own.
         ratio_repeat: depth ranges, 0 the first layer and 1 the last (David).
         blocks: blocks (i, j) that run twice.
-        kv: a KV map or the name of one, for the visits of the plan, in place of its own.
+        kv: a KV map or the name of one, for the visits of a plan that has none.
 
     Raises:
         PlanError: the notation is not valid or not for this model; the message says what to write instead.
@@ -65,7 +65,11 @@ def plan(
         result = blocks_of.read(_list_of_blocks(blocks), _single(depths))
     else:
         result = _read("all" if notation is None else notation, names, depths)
-    return result if kv is None else _with_kv(result, kv)
+    if kv is None:
+        return result
+    if not kv_map.is_plain(result):
+        raise PlanError("the plan has a KV map of its own; give it one KV map, in the plan or as kv")
+    return _with_kv(result, kv)
 
 
 def _read(notation: Any, names: Names, depths: Depths) -> Plan:
@@ -83,6 +87,8 @@ def _read(notation: Any, names: Names, depths: Depths) -> Plan:
             return _mergekit(notation, names, depths)
         case tuple((_, _)) if not any(isinstance(bound, Sequence) for bound in notation):
             return blocks_of.read([notation], _single(depths))
+        case tuple():  # a pair is a block, so a tuple of layers would mean another thing when it has two
+            raise PlanError(f"{shown(notation)} is no block (i, j); write layers as a list: list(plan.order)")
         case [*_]:
             return _layer_list(notation, _single(depths))
     raise PlanError(

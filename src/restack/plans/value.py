@@ -85,13 +85,15 @@ class Plan:
 
     @property
     def runs(self) -> tuple[range, ...]:
-        """The order, cut into the longest runs of consecutive layers."""
+        """The order, cut into the longest runs of consecutive layers of one donor."""
         runs: list[range] = []
-        for layer in self.order:
-            if runs and layer == runs[-1].stop:
-                runs[-1] = range(runs[-1].start, layer + 1)
+        donor = None
+        for visit in self.visits:
+            if visit.donor == donor and visit.layer == runs[-1].stop:
+                runs[-1] = range(runs[-1].start, visit.layer + 1)
             else:
-                runs.append(range(layer, layer + 1))
+                runs.append(range(visit.layer, visit.layer + 1))
+            donor = visit.donor
         return tuple(runs)
 
     @property
