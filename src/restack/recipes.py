@@ -1,9 +1,10 @@
 """MODEL[@SPEC]: one way to name a model, or a view of one, for every command and every program."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from restack.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+CGROUP = Path("/sys/fs/cgroup")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -29,7 +30,12 @@ class Reference:
     @property
     def location(self) -> str:
         """The folder or hub id that holds the model."""
-        return str(demo.FOLDER) if self.model == "demo" else self.model
+        return str(demo.FOLDER) if self.model == "demo" else os.path.expanduser(self.model)  # noqa: PTH111
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the model is on this machine, and not to be looked for on the hub."""
+        return _exists(self.location)
 
     def __str__(self) -> str:
         return self.model if self.spec is None else f"{self.model}@{self.spec}"
@@ -41,7 +47,7 @@ def parse_reference(text: str) -> Reference:
     Raises:
         ModelError: one of the two parts is empty.
     """
-    if text and Path(text).exists():
+    if text and _exists(os.path.expanduser(text)):  # noqa: PTH111
         return Reference(text)
     model, at, spec = text.partition("@")
     if not model.strip():
@@ -53,6 +59,11 @@ def parse_reference(text: str) -> Reference:
             f"{text!r} ends with @ but no spec; write one as in {model}@0:8,4:12, or leave out the @"
         )
     return Reference(model, spec if at else None)
+
+
+def _exists(path: str) -> bool:
+    """Whether there is such a file or folder; a text that cannot be a path, too long perhaps, is none."""
+    return os.path.exists(path)  # noqa: PTH110  (Path.exists raises OSError on long names)
 
 
 def open(
@@ -73,7 +84,9 @@ def open(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        ModelError: there is no such model, its architecture is unknown, or it does not fit in free memory.
+        ModelError: there is no such model, its architecture is unknown, its weights are not those that its
+            config says, or it is a folder whose weights do not fit in free memory (a model of the hub is not
+            checked).
         PlanError, ViewError: the spec is not one for this model.
     """
     from transformers import AutoModelForCausalLM
@@ -89,10 +102,20 @@ def open(
         plan(reference.spec, config)  # a wrong spec is told before the weights are read
     _check_memory(reference, config, torch_dtype, torch_device)
     with _told_in_one_line(reference):
-        model = AutoModelForCausalLM.from_pretrained(
-            reference.location, dtype=torch_dtype, revision=revision, trust_remote_code=trust_remote_code
+        model, info = AutoModelForCausalLM.from_pretrained(
+            reference.location,
+            dtype=torch_dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
         model = model.to(torch_device).eval()
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers fills them with random numbers and says so in a warning
+        raise ModelError(
+            f"the weights of {reference.model} lack {len(missing)} of the tensors that its config.json "
+            f"promises, {missing[0]} for one; correct the config, or get the weights again"
+        )
     return model if reference.spec is None else view(model, reference.spec)
 
 
@@ -109,9 +132,9 @@ def open_config(
     if isinstance(reference, str):
         reference = parse_reference(reference)
     folder = Path(reference.location)
-    if not folder.exists() and not HUB_ID.fullmatch(reference.location):
+    if not reference.is_local and not HUB_ID.fullmatch(reference.location):
         raise ModelError(f"there is no folder {reference.model}; a model is a folder, a hub id or demo")
-    if folder.exists() and not (folder / "config.json").is_file():
+    if reference.is_local and not (folder / "config.json").is_file():
         kind = "a folder without config.json" if folder.is_dir() else "a file"
         raise ModelError(
             f"{reference.model} is {kind}; a model is a folder with config.json and weights, or a hub id"
@@ -122,7 +145,13 @@ def open_config(
         )
 
 
-def open_empty(reference: str | Reference, *, dtype: str = "auto", **options: Any) -> Any:
+def open_empty(
+    reference: str | Reference,
+    *,
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
     """The model that a reference names, without weights (on the meta device): only its config is read."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -130,11 +159,13 @@ def open_empty(reference: str | Reference, *, dtype: str = "auto", **options: An
     if isinstance(reference, str):
         reference = parse_reference(reference)
     torch_dtype = _dtype(dtype)
-    config = open_config(reference, **options)
+    config = open_config(reference, revision=revision, trust_remote_code=trust_remote_code)
     if torch_dtype == "auto":
         torch_dtype = getattr(config, "dtype", None) or torch.float32
     with _told_in_one_line(reference), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=torch_dtype)
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch_dtype, trust_remote_code=trust_remote_code
+        )
 
 
 def open_tokenizer(
@@ -164,7 +195,11 @@ def _told_in_one_line(reference: Reference, part: str = "model") -> Iterator[Non
         reason = " ".join(str(error).split())
         if "model type" in reason or "Unrecognized" in reason:
             reason = f"its architecture is not known to the installed transformers ({reason:.120}...)"
-        elif isinstance(error, OSError) and not Path(reference.location).exists():
+        elif "ignore_mismatched_sizes" in reason:
+            reason = "its weights do not have the shapes that its config.json says"
+        elif "trust_remote_code" in reason:
+            reason = "it comes with code of its own; if you trust that, run it with --trust-remote-code"
+        elif isinstance(error, OSError) and not reference.is_local:
             reason = "no such folder, and the hub has no such model or cannot be reached"
         raise ModelError(f"cannot open the {part} of {reference.model}: {reason:.300}") from error
 
@@ -195,8 +230,7 @@ def _check_memory(reference: Reference, config: Any, dtype: Any, device: "torch.
     """Refuse a model whose weights would not fit, before the machine starts to swap."""
     import torch
 
-    folder = Path(reference.location)
-    stored = next((size for pattern in WEIGHT_FILES if (size := _bytes_of(folder, pattern))), 0)
+    stored = _stored_bytes(Path(reference.location)) if reference.is_local else 0
     stored_dtype = getattr(config, "dtype", None) or torch.float32
     needed = stored if dtype == "auto" else stored * dtype.itemsize // stored_dtype.itemsize
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
@@ -207,12 +241,26 @@ def _check_memory(reference: Reference, config: Any, dtype: Any, device: "torch.
         )
 
 
-def _bytes_of(folder: Path, pattern: str) -> int:
-    return sum(file.stat().st_size for file in folder.glob(pattern)) if folder.is_dir() else 0
+def _stored_bytes(folder: Path) -> int:
+    """Of the weights that transformers would read; other files may lie beside them (Meta's, for example)."""
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return single.stat().st_size
+    try:
+        return int(json.loads((folder / f"{single.name}.index.json").read_text())["metadata"]["total_size"])
+    except (OSError, ValueError, KeyError, TypeError):  # no index, or none that can be used: count the files
+        pass
+    files = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+    return sum(file.stat().st_size for file in files)
 
 
 def free_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not tell."""
+    """Bytes that can be had without swapping, here and in our cgroup; None where the system does not tell."""
+    known = [free for free in (_system_memory(), *_cgroup_memory()) if free is not None]
+    return min(known, default=None)
+
+
+def _system_memory() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -222,3 +270,20 @@ def free_memory() -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def _cgroup_memory() -> Iterator[int]:
+    """What the limits of our cgroup (version 2) and of those above it leave: containers, systemd, Slurm."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        ours = CGROUP / next(line[3:] for line in lines if line.startswith("0::")).strip("/")
+    except (OSError, StopIteration):
+        return
+    for group in (ours, *ours.parents):
+        if not group.is_relative_to(CGROUP):
+            return
+        with suppress(OSError, ValueError):  # no limit is no file, or says "max"
+            limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            files = int(stat.get("active_file", 0)) + int(stat.get("inactive_file", 0))
+            yield max(0, limit - used + files)  # the cache of files is given back when memory is short

@@ -3,6 +3,7 @@ import torch
 
 from restack import recipes
 from restack.chat import Conversation
+from restack.chat.conversation import PLAIN_TEMPLATE
 from restack.errors import UsageError
 from restack.runtime import Sampling
 from restack.views import view
@@ -106,12 +107,89 @@ def test_a_message_past_the_context_is_refused_and_forgotten(demo):
     assert talk.messages == []
 
 
-def test_a_model_without_a_template_gets_a_plain_transcript(demo):
-    model, _ = demo
+@pytest.fixture
+def no_template(demo):
     tokenizer = recipes.open_tokenizer("demo")
     tokenizer.chat_template = None
+    return demo[0], tokenizer
+
+
+def test_a_model_without_a_template_gets_a_plain_transcript(no_template):
+    model, tokenizer = no_template
     talk = Conversation(model, tokenizer, sampling=GREEDY)
-    prompt = tokenizer.decode(talk._prompt()[0]) if talk.messages else None
-    assert prompt is None
-    talk.messages.append(user("Hello!"))
-    assert tokenizer.decode(talk._prompt()[0]).endswith("User: Hello!\n\nAssistant:")
+    prompts = []
+    for question in ("Hello!", "What is 3 + 4?"):
+        before = [*talk.messages, user(question)]
+        answer = talk.ask(question)
+        assert answer == by_transformers(*no_template, before, chat_template=PLAIN_TEMPLATE)
+        assert talk.messages == [*before, assistant(answer)]
+        prompts.append(tokenizer.decode(talk._prompt()[0]))
+    assert prompts[0].startswith("<|bos|>User: Hello!\n\nAssistant:")
+    assert prompts[1].startswith(prompts[0].removesuffix("Assistant:"))
+
+
+def test_a_tokenizer_without_a_beginning_token_gets_none(no_template):
+    model, tokenizer = no_template
+    tokenizer.bos_token = None
+    talk = Conversation(model, tokenizer, sampling=GREEDY)
+    talk.messages = [user("Hello!"), assistant(" Hi."), user("Bye!")]
+    told = tokenizer.decode(talk._prompt()[0])
+    assert told == "User: Hello!\n\nAssistant: Hi.\n\nUser: Bye!\n\nAssistant:"
+
+
+def test_a_plain_answer_ends_before_the_next_speaker(no_template, monkeypatch):
+    monkeypatch.setattr("restack.chat.conversation.PLAIN_STOPS", (" ",))
+    pieces = []
+    talk = Conversation(*no_template, ai_prefix="Well, once", sampling=GREEDY)
+    told = by_transformers(
+        *no_template,
+        [user("Hello!"), assistant("Well, once")],
+        chat_template=PLAIN_TEMPLATE,
+        add_generation_prompt=False,
+        continue_final_message=True,
+    )
+    answer = talk.ask("Hello!", pieces.append)
+    assert answer == "".join(pieces) == "Well, once" + told.partition(" ")[0]
+    assert talk.messages[-1] == assistant(answer)
+
+
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role\n not supported') }}{% endif %}"
+    "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+)
+NO_THOUGHTS = "{% for message in messages %}{{ message['content'].split('</think>')[-1][:3] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "told"),
+    [
+        (
+            NO_SYSTEM,
+            {"system": "x"},
+            "refuses a system prompt: System role not supported; leave out",
+        ),
+        (NO_THOUGHTS, {"ai_prefix": "Let me see."}, "refuses this prefix: .*; change --ai-prefix"),
+        (NO_SYSTEM, {"system": "x", "ai_prefix": "y"}, "; leave out --system or change --ai-prefix"),
+    ],
+)
+def test_what_a_template_refuses_is_told_in_one_line(demo, template, options, told):
+    tokenizer = recipes.open_tokenizer("demo")
+    tokenizer.chat_template = template
+    talk = Conversation(demo[0], tokenizer, **options)
+    before = list(talk.messages)
+    with pytest.raises(UsageError, match=f"the model's chat template .*{told}") as caught:
+        talk.ask("Hello!")
+    assert "\n" not in str(caught.value)
+    assert talk.messages == before
+
+
+@pytest.mark.parametrize("prefix", ["", "Well,"])
+def test_an_interrupt_before_the_first_word_forgets_the_question(demo, monkeypatch, prefix):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("restack.chat.conversation.generate", interrupted)
+    talk = Conversation(*demo, system="You are Demo.", ai_prefix=prefix)
+    with pytest.raises(KeyboardInterrupt):
+        talk.ask("Hello!")
+    assert talk.messages == [{"role": "system", "content": "You are Demo."}]

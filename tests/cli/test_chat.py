@@ -48,6 +48,22 @@ def test_a_wrong_command_in_a_pipe_ends_it(monkeypatch, capsys, line):
     assert output.err
 
 
+@pytest.mark.parametrize(
+    ("said", "note"), [("", "the question is forgotten"), ("Hi", "what was said is kept")]
+)
+def test_what_an_interrupt_leaves_is_told(monkeypatch, capsys, said, note):
+    def interrupted(model, tokenizer, tokens, sampling, on_text, **options):
+        on_text(said)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("restack.chat.conversation.generate", interrupted)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    lines = iter(["Hello!"])
+    monkeypatch.setattr("restack.cli.chat.lines", lambda: lines)
+    assert main(["chat", "demo"]) == 0
+    assert note in capsys.readouterr().out
+
+
 @pytest.fixture
 def terminal():
     child = pexpect.spawn(
@@ -59,7 +75,7 @@ def terminal():
 
 
 def test_in_a_terminal(terminal):
-    terminal.sendline("What is the capital of Frwnce?\x01\x05\x1b[D\x1b[D\x1b[D\x1b[D\x1b[D\x7fa")  # edited
+    terminal.sendline("What is the capital of Frwnce?\x01\x05\x1b[D\x1b[D\x1b[D\x1b[D\x7fa")  # edited
     terminal.expect("A.I. > The capital of France is Paris.")
     terminal.expect("You  > ")
     terminal.sendline("/layers 0:99")

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from restack.cli import main
+from restack.cli.generate import write
 
 FRANCE = "What is the capital of France?"
 
@@ -55,3 +56,11 @@ def test_a_seed_repeats_the_answer(capsys):
     first, again, other = (generated(capsys, *options, "--seed", seed) for seed in ("1", "1", "2"))
     assert first == again
     assert first != other
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_model_cannot_steer_a_terminal(capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    text = "a\tb\n\x1b[2J\x9b2J\x07\rc\x7f\u00e9"
+    write(text)
+    assert capsys.readouterr().out == ("a\tb\n[2J2Jc\u00e9" if terminal else text)

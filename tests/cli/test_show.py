@@ -88,3 +88,12 @@ def test_hybrids_count_only_layers_that_keep_keys_and_values(capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     facts = shown(capsys, str(tmp_path), "--layers", "0,1,1,3", "--dtype", "float32")
     assert facts["plan"]["kv_bytes_per_token"] == 3 * 2 * 2 * 16 * 4
+
+
+def test_a_sliding_map_is_of_a_model_with_a_window(capsys, tmp_path):
+    config = {"model_type": "mistral", "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"sliding_window": 16}))
+    assert shown(capsys, str(tmp_path), "--kv", "yoco")["plan"]["kv_map"] == "0s_1s_2_2"
+    (tmp_path / "config.json").write_text(json.dumps(config | {"sliding_window": None}))
+    assert main(["show", str(tmp_path), "--kv", "yoco"]) == 2
+    assert "write the KV map without s, or set sliding_window" in capsys.readouterr().err

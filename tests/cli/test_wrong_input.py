@@ -1,11 +1,13 @@
 """Wrong input: one clear line, exit status 2, no traceback."""
 
 import io
+import logging
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from restack.cli import main
@@ -23,7 +25,16 @@ from restack.cli import main
         (["show", "demo", "--layers", "5:5"], "holds no layer"),
         (["show", "demo", "--layers", "abc"], "neither a spec"),
         (["show", "demo@0:8", "--layers", "0:8"], "given twice"),
-        (["show", "demo", "--ratio", "0-1"], "no list of depth ranges"),
+        (["show", "demo", "--ratio", "0-1"], "a : should stand here; write 0:0.5,0.3:1"),
+        (["show", "demo", "--ratio", "(0:0.5"], "a depth should stand here"),
+        (["show", "demo", "--kv", "yoco"], "visit 0 reads keys and values through a sliding window (s)"),
+        (["show", "demo@0:4;kv=0_1_1s_1"], "visit 2 reads keys and values through a sliding window (s)"),
+        (["show", "demo@" + ",".join(map(str, range(300)))], "past the model's 12 layers"),
+        (
+            ["generate", "demo", "--prompt", "hi", "--seed", "9" * 30],
+            "is out of range; write a number from 0",
+        ),
+        (["generate", "demo", "--prompt", "hi", "--seed", "-" + "9" * 19], "is out of range"),
         (["show", "demo", "--ratio", "0.5:0.2"], "starts past its end"),
         (["show", "demo", "--kv", "0_1"], "the map ends after 2 of the plan's 12 visits"),
         (["show", "/no/such/model"], "there is no folder /no/such/model"),
@@ -54,6 +65,17 @@ def test_told_in_one_line(capsys, arguments, told):
 def test_an_empty_folder_is_no_model(capsys, tmp_path):
     assert main(["chat", str(tmp_path)]) == 2
     assert "a folder without config.json" in capsys.readouterr().err
+
+
+def test_the_hub_is_named_while_it_is_asked_and_its_warnings_are_not_shown(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["show", "nobody/nothing"]) == 2
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == "looking for nobody/nothing on the hub"
+    assert len(others) == 1
+    assert huggingface_hub.utils.logging.get_verbosity() == logging.ERROR
+    main(["show", "demo@0:99"])
+    assert "on the hub" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["chat", "generate"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import restack
 from restack import Plan, PlanError
-from restack.plans import write_depth_ranges
+from restack.plans import depth_ranges, write_depth_ranges
 
 
 def order(ranges: Any, depth: int) -> list[int]:
@@ -132,3 +132,68 @@ def test_written_ranges_read_back(layers: list[int]) -> None:
 def test_plans_that_ranges_cannot_say(text: str) -> None:
     with pytest.raises(PlanError, match="write this plan as a spec"):
         write_depth_ranges(restack.plan(text, 4))
+
+
+@pytest.mark.parametrize(
+    ("text", "ranges"),
+    [
+        ("0:0.5,0.3:1", [(0, 0.5), (0.3, 1)]),
+        ("0:.5, .3:1.", [(0, 0.5), (0.3, 1)]),
+        (" 0:1 ", [(0, 1)]),
+        ("3.05e-05:1E0", [(3.05e-05, 1)]),
+        ("[(0, .5), (.3, 1)]", [(0, 0.5), (0.3, 1)]),
+        ("[(0,.5),(.3,1)]", [(0, 0.5), (0.3, 1)]),
+        ("[ ( 0 , 1 ) ]", [(0, 1)]),
+    ],
+)
+def test_a_text_is_read(text: str, ranges: list[tuple[float, float]]) -> None:
+    assert depth_ranges.parse(text) == ranges
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1))
+def test_both_spellings_of_any_ranges_are_read(ranges: list[tuple[float, float]]) -> None:
+    assert depth_ranges.parse(str(ranges)) == ranges
+    assert depth_ranges.parse(",".join(f"{start}:{end}" for start, end in ranges)) == ranges
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("(0:0.5", 0, "a depth should stand here"),
+        ("(0, 0.5)", 0, "a depth should stand here"),
+        ("0:1,", 4, "a depth should stand here"),
+        ("0:1,,0:1", 4, "a depth should stand here"),
+        (":1", 0, "a depth should stand here"),
+        ("-0.1:1", 0, "a depth should stand here"),
+        ("half:1", 0, "a depth should stand here"),
+        ("\u0660:1", 0, "a depth should stand here"),
+        ("0-1", 1, "a : should stand here"),
+        ("0,1", 1, "a : should stand here"),
+        ("0", 1, "a : should stand here"),
+        ("0.5.5:1", 3, "a : should stand here"),
+        ("0:1)", 3, "not part of a depth range"),
+        ("0:1;0:1", 3, "not part of a depth range"),
+        ("0:1 0:1", 4, "not part of a depth range"),
+        ("[0:1", 1, "a ( should stand here"),
+        ("[0:1]", 1, "a ( should stand here"),
+        ("[]", 1, "a ( should stand here"),
+        ("[(0:.5", 3, "a , should stand here"),
+        ("[(0, .5", 7, "a ) should stand here"),
+        ("[(0, .5, 1)]", 7, "a ) should stand here"),
+        ("[(0, .5)", 8, "a ] should stand here"),
+        ("[(0, .5),]", 9, "a ( should stand here"),
+        ("[(0, .5)] 1", 10, "not part of a depth range"),
+    ],
+)
+def test_errors_point_at_the_place(text: str, place: int, said: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        depth_ranges.parse(text)
+    excerpt, pointer = str(caught.value).splitlines()
+    assert excerpt == text
+    assert pointer == " " * place + f"^ {said}; write 0:0.5,0.3:1 or [(0, 0.5), (0.3, 1)]"
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_no_ranges_at_all(text: str) -> None:
+    with pytest.raises(PlanError, match="there are no depth ranges; write 0:0"):
+        depth_ranges.parse(text)

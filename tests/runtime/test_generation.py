@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -47,9 +49,8 @@ def test_a_seed_repeats_the_text(demo):
     tokens = tokenizer("Once there was", return_tensors="pt")["input_ids"]
 
     def told(seed):
-        return generate(
-            model, tokenizer, tokens, Sampling(temperature=1.5, max_tokens=20, seed=seed).seeded()
-        )
+        torch.manual_seed(seed)
+        return generate(model, tokenizer, tokens, Sampling(temperature=1.5, max_tokens=20))
 
     assert told(1) == told(1)
     assert len({told(seed) for seed in range(4)}) > 1
@@ -65,10 +66,67 @@ def test_the_text_is_what_transformers_generates(demo):
     assert told == tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True)
 
 
-def test_max_tokens_stops_at_the_context(demo):
+def test_max_tokens_stops_at_the_context(demo, monkeypatch):
     model, tokenizer = demo
+    lengths = []
+
+    def counted(*arguments, **options):
+        output = generated(*arguments, **options)
+        lengths.append(output.shape[1])
+        return output
+
+    generated = model.generate
+    monkeypatch.setattr(model, "generate", counted)
     tokens = torch.full((1, 1020), tokenizer("a")["input_ids"][-1])
-    seen = []
-    generate(model, tokenizer, tokens, Sampling(temperature=0, max_tokens=50), seen.append)
+    sampling = Sampling(temperature=0, max_tokens=50)
+    generate(model, tokenizer, tokens, sampling, suppress_tokens=[tokenizer.eos_token_id])
+    assert lengths == [1024]  # 4 new ones
     with pytest.raises(UsageError, match="context is 1024"):
         generate(model, tokenizer, torch.cat([tokens, tokens], 1), Sampling())
+
+
+@pytest.mark.parametrize("place", [8, 9])
+def test_the_text_ends_before_a_stop_string(demo, place):
+    model, tokenizer = demo
+    tokens = tokenizer("Tell me a story about Ben and a kite.", return_tensors="pt")["input_ids"]
+    sampling, longer = Sampling(temperature=0, max_tokens=40), {"suppress_tokens": [tokenizer.eos_token_id]}
+    whole = generate(model, tokenizer, tokens, sampling, **longer)
+    stop = whole[place : place + 7]
+    pieces = []
+    told = generate(model, tokenizer, tokens, sampling, pieces.append, stop=["\n\n\n", stop], **longer)
+    assert told == "".join(pieces) == whole.partition(stop)[0]
+
+
+class Speaker:
+    """Says a text token by token, as transformers' `generate` would stream it."""
+
+    def __init__(self, tokenizer, text):
+        self.tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        self.config = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace())
+
+    def generate(self, prompt, streamer, **options):
+        streamer.put(prompt)
+        for token in self.tokens[0]:
+            streamer.put(token[None])
+        streamer.end()
+        return torch.cat([prompt, self.tokens], 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Hello!\n\nUser:", "Hello!"),
+        ("Hello!\nUser: Hi", "Hello!"),
+        ("Hello!\n\nUse it.\nUs", "Hello!\n\nUse it.\nUs"),
+        ("\nUser:", ""),
+        ("Hello!\n", "Hello!\n"),
+    ],
+)
+def test_what_may_begin_a_stop_string_is_held_back(demo, text, told):
+    _, tokenizer = demo
+    pieces = []
+    stop = ["\n\nUser:", "\nUser:"]
+    answer = generate(
+        Speaker(tokenizer, text), tokenizer, torch.tensor([[1]]), Sampling(), pieces.append, stop=stop
+    )
+    assert answer == "".join(pieces) == told

@@ -51,7 +51,15 @@ def show(
     """What a model is, what a plan of it runs, and what that costs. Reads no weights."""
     from restack.cli import loading, show
 
-    source = loading.Source(model, layers, ratio, kv, dtype, "cpu", revision, trust_remote_code)
+    source = loading.Source(
+        model=model,
+        layers=layers,
+        ratio=ratio,
+        kv=kv,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
     facts = show.facts(source)
     if as_json:
         json.dump(facts, sys.stdout, indent=2, ensure_ascii=False)
@@ -89,8 +97,23 @@ def generate(
     from restack.cli import generate, loading
     from restack.runtime import Sampling
 
-    source = loading.Source(model, layers, ratio, None, dtype, device, revision, trust_remote_code)
-    sampling = Sampling(temperature, top_p, top_k, repetition_penalty, max_tokens, seed)
+    source = loading.Source(
+        model=model,
+        layers=layers,
+        ratio=ratio,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    sampling = Sampling(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        max_tokens=max_tokens,
+    )
+    loading.set_seed(seed)
     generate.run(source, prompt, raw, system, o.unescaped(ai_prefix), sampling)
 
 
@@ -116,8 +139,23 @@ def chat(
     from restack.cli import chat, loading
     from restack.runtime import Sampling
 
-    source = loading.Source(model, layers, ratio, None, dtype, device, revision, trust_remote_code)
-    sampling = Sampling(temperature, top_p, top_k, repetition_penalty, max_tokens, seed)
+    source = loading.Source(
+        model=model,
+        layers=layers,
+        ratio=ratio,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    sampling = Sampling(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        max_tokens=max_tokens,
+    )
+    loading.set_seed(seed)
     chat.run(source, system, o.unescaped(ai_prefix), sampling)
 
 

@@ -29,9 +29,7 @@ USER, ASSISTANT = "You  > ", "A.I. > "
 def run(source: Source, system: str | None, ai_prefix: str, sampling: Sampling) -> None:
     """Talk until the input ends."""
     base, model, tokenizer = source.load()
-    conversation = Conversation(
-        model, tokenizer, system=system, ai_prefix=ai_prefix, sampling=sampling.seeded()
-    )
+    conversation = Conversation(model, tokenizer, system=system, ai_prefix=ai_prefix, sampling=sampling)
     chat = Chat(base, source.plan, conversation)
     chat.introduce(source.reference.model)
     for line in lines():
@@ -93,6 +91,7 @@ class Chat:
         self.note(f"Going on with {self.describe()}.")
 
     def answer(self, text: str) -> None:
+        before = len(self.conversation.messages)
         write(ASSISTANT)
         try:
             self.conversation.ask(text, write)
@@ -100,7 +99,9 @@ class Chat:
             print(flush=True)
             if not sys.stdin.isatty():
                 raise
-            self.note("Stopped; what was said is kept. Ctrl-C again ends the chat.")
+            kept = len(self.conversation.messages) > before
+            what = "what was said is kept" if kept else "nothing was said, and the question is forgotten"
+            self.note(f"Stopped; {what}. Ctrl-C again ends the chat.")
             return
         except UsageError as error:
             print(flush=True)

@@ -34,7 +34,7 @@ def run(out: Path, probes_per_family: int) -> None:
     """Show the model, ask all three the same questions, compare memory and scores, draw the plans."""
     console = Console(highlight=False)
     began = time.perf_counter()
-    source = Source("demo", None, None, None, "auto", "cpu", None, False)
+    source = Source(model="demo")
     base, _, tokenizer = source.load()
     show.tell(show.facts(source))
     plans = {name: read_plan(spec, base) for name, spec in PLANS.items()}

@@ -23,7 +23,6 @@ def run(
     if not prompt.strip():
         raise UsageError("the prompt is empty; write something to answer")
     _, model, tokenizer = source.load()
-    sampling = sampling.seeded()
     if raw:
         tokens = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
         generate_text(model, tokenizer, tokens, sampling, write)
@@ -34,6 +33,12 @@ def run(
     print(flush=True)
 
 
+# Control characters, but for the end of a line and the tab: a model must not steer the terminal with them.
+CONTROL = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
+
+
 def write(text: str) -> None:
     """Show a piece of an answer at once."""
+    if sys.stdout.isatty():
+        text = text.translate(CONTROL)
     print(text, end="", flush=True)

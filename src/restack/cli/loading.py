@@ -1,31 +1,49 @@
 """From what was typed to a plan, a loaded model and its view."""
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import huggingface_hub
+import torch
 import transformers
 
 from restack import plans, recipes, views
-from restack.cli.options import depth_ranges
-from restack.errors import UsageError
+from restack.errors import PlanError, UsageError
+from restack.plans import depth_ranges
 
+huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-@dataclass
+def set_seed(seed: int | None) -> None:
+    """Seed torch's random numbers, if a seed is given.
+
+    Raises:
+        UsageError: it is not one that torch takes.
+    """
+    if seed is None:
+        return
+    try:
+        torch.manual_seed(seed)
+    except (RuntimeError, ValueError, OverflowError):
+        raise UsageError(f"seed {seed} is out of range; write a number from 0 to {2**64 - 1}") from None
+
+
+@dataclass(kw_only=True)
 class Source:
     """MODEL[@SPEC] and the options that say which view of it is meant, and how to load it."""
 
     model: str
-    layers: str | None
-    ratio: str | None
-    kv: str | None
-    dtype: str
-    device: str
-    revision: str | None
-    trust_remote_code: bool
+    layers: str | None = None
+    ratio: str | None = None
+    kv: str | None = None
+    dtype: str = "auto"
+    device: str = "cpu"
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     @cached_property
     def reference(self) -> recipes.Reference:
@@ -34,6 +52,8 @@ class Source:
 
     @cached_property
     def config(self) -> Any:
+        if sys.stderr.isatty() and not self.reference.is_local:  # the hub may keep us waiting
+            print(f"looking for {self.reference.model} on the hub", file=sys.stderr, flush=True)
         return recipes.open_config(self.reference, **self._hub)
 
     @cached_property
@@ -49,8 +69,23 @@ class Source:
         if len(asked) > 1:
             raise UsageError("the layers are given twice; use one of MODEL@SPEC, --layers and --ratio")
         if self.ratio is not None:
-            return plans.plan(None, self.config, ratio_repeat=depth_ranges(self.ratio), kv=self.kv)
-        return plans.plan(asked[0] if asked else "all", self.config, kv=self.kv)
+            ranges = depth_ranges.parse(self.ratio)
+            plan = plans.plan(None, self.config, ratio_repeat=ranges, kv=self.kv)
+        else:
+            plan = plans.plan(asked[0] if asked else "all", self.config, kv=self.kv)
+        self._check_window(plan)
+        return plan
+
+    def _check_window(self, plan: plans.Plan) -> None:
+        """Refuse a plan with a sliding window for a model that has none configured."""
+        sliding = next((number for number, visit in enumerate(plan.visits) if visit.sliding), None)
+        window = getattr(self.config.get_text_config(decoder=True), "sliding_window", None)
+        if sliding is not None and not (isinstance(window, int | float) and window > 0):
+            raise PlanError(
+                f"visit {sliding} reads keys and values through a sliding window (s), and "
+                f"{self.reference.model} has none; write the KV map without s, or set sliding_window in its "
+                "config.json"
+            )
 
     def load(self) -> tuple[Any, Any, Any]:
         """The base model, the view of it that is asked for (or the base itself), and the tokenizer."""

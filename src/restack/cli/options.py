@@ -5,10 +5,6 @@ from typing import Annotated
 
 import typer
 
-from restack.errors import UsageError
-
-RANGE = re.compile(r"\s*\(?\s*([0-9.]+)\s*[:,]\s*([0-9.]+)\s*\)?\s*(?:,|$)")
-
 Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A folder, a hub id or [bold]demo[/]; MODEL@SPEC is a view of it."),
@@ -101,25 +97,6 @@ MaxTokens = Annotated[
         "--max-tokens", "--max_new_tokens", "--max_length", help="Of an answer.", rich_help_panel="Sampling"
     ),
 ]
-
-
-def depth_ranges(text: str) -> list[tuple[float, float]]:
-    """The pairs in 0:0.5,0.3:1, or in Python's [(0, 0.5), (0.3, 1)].
-
-    Raises:
-        UsageError: it is neither.
-    """
-    inside = text.strip().removeprefix("[").removesuffix("]")
-    pairs: list[tuple[float, float]] = []
-    at = 0
-    while at < len(inside) or not pairs:
-        found = RANGE.match(inside, at)
-        try:
-            pairs.append((float(found[1]), float(found[2])))  # type: ignore[index]
-            at = found.end()  # type: ignore[union-attr]
-        except (TypeError, ValueError):
-            raise UsageError(f"{text!r} is no list of depth ranges; write 0:0.5,0.3:0.8,0.5:1") from None
-    return pairs
 
 
 def unescaped(text: str) -> str:

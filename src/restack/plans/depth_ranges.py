@@ -6,16 +6,19 @@ starts past the end of the one before.
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from numbers import Rational, Real
 from typing import Any
 
 from restack.errors import PlanError
-from restack.plans.pointing import shown
+from restack.plans.pointing import error_at, shown
 from restack.plans.value import Plan
 
 EXAMPLE = "write [(0, 0.5), (0.3, 1)]"
+REMEDY = "write 0:0.5,0.3:1 or [(0, 0.5), (0.3, 1)]"
+NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 DEPTHS = "depths run from 0, the first layer, to 1, the last"
 
 
@@ -35,6 +38,34 @@ def read(ranges: Any, depth: int) -> Plan:
     return Plan.of(_layers(ranges, depth), depth)
 
 
+def parse(text: str) -> list[tuple[float, float]]:
+    """The ranges that a text writes, for `read`: 0:0.5,0.3:1, or Python's [(0, .5), (.3, 1)].
+
+    Raises:
+        PlanError: it is neither; the error points at the place.
+    """
+    text = text.strip()
+    if not text:
+        raise PlanError(f"there are no depth ranges; {REMEDY}")
+    listed = text.startswith("[")
+    opening, between, closing = ("(", ",", ")") if listed else ("", ":", "")
+    ranges: list[tuple[float, float]] = []
+    at = 1 if listed else 0
+    while True:
+        start, at = _number(text, _past(text, at, opening))
+        end, at = _number(text, _past(text, at, between))
+        ranges.append((start, end))
+        at = _past_blanks(text, _past(text, at, closing))
+        if not text.startswith(",", at):
+            break
+        at += 1
+    if listed:
+        at = _past_blanks(text, _past(text, at, "]"))
+    if at < len(text):
+        raise error_at(text, at, at + 1, "not part of a depth range", REMEDY)
+    return ranges
+
+
 def write(plan: Plan) -> list[tuple[float, float]]:
     """Depth ranges that `read` turns into this plan: the middle of each first and last layer.
 
@@ -48,6 +79,29 @@ def write(plan: Plan) -> list[tuple[float, float]]:
     if read(result, depth) != plan:
         raise PlanError("depth ranges fill every gap, so they cannot skip layers; write this plan as a spec")
     return result
+
+
+def _number(text: str, at: int) -> tuple[float, int]:
+    """The number at a place of a text, and the place after it."""
+    at = _past_blanks(text, at)
+    found = NUMBER.match(text, at)
+    if not found:
+        raise error_at(text, at, at + 1, "a depth should stand here", REMEDY)
+    return float(found[0]), found.end()
+
+
+def _past(text: str, at: int, symbol: str) -> int:
+    """The place after a symbol that must stand here."""
+    at = _past_blanks(text, at)
+    if not text.startswith(symbol, at):
+        raise error_at(text, at, at + 1, f"a {symbol} should stand here", REMEDY)
+    return at + len(symbol)
+
+
+def _past_blanks(text: str, at: int) -> int:
+    while text.startswith(" ", at):
+        at += 1
+    return at
 
 
 def _layers(ranges: Sequence[Any], layers: int) -> Iterator[int]:

@@ -1,6 +1,6 @@
 """Streamed generation with transformers' own `generate`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ class Sampling:
         top_k: sample from this many likeliest tokens; 0 from all.
         repetition_penalty: above 1, tokens that were said before are less likely (Keskar et al. 2019, CTRL).
         max_tokens: at most this many new tokens.
-        seed: of the random numbers; set once by `seeded`.
     """
 
     temperature: float | None = None
@@ -28,7 +27,6 @@ class Sampling:
     top_k: int | None = None
     repetition_penalty: float | None = None
     max_tokens: int = 512
-    seed: int | None = None
 
     def __post_init__(self) -> None:
         checks = {
@@ -45,12 +43,6 @@ class Sampling:
         for wrong, fine in checks.items():
             if not fine:
                 raise UsageError(wrong)
-
-    def seeded(self) -> "Sampling":
-        """Seed torch's random numbers, if a seed is set."""
-        if self.seed is not None:
-            torch.manual_seed(self.seed)
-        return self
 
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of transformers' `generate`."""
@@ -71,6 +63,9 @@ def generate(
     tokens: torch.Tensor,
     sampling: Sampling,
     on_text: Callable[[str], None] = lambda text: None,
+    /,
+    *,
+    stop: Sequence[str] = (),
     **options: Any,
 ) -> str:
     """The text that the model writes after a prompt; `on_text` gets each piece as soon as it is whole.
@@ -81,6 +76,7 @@ def generate(
         tokens: the prompt, shape (1, tokens).
         sampling: how tokens are chosen.
         on_text: called with pieces of text that together are the result.
+        stop: the text ends before the first of these strings; transformers keeps the string itself.
         options: more keyword arguments of transformers' `generate`.
 
     Raises:
@@ -91,22 +87,42 @@ def generate(
     if context is not None and prompt >= context:
         raise UsageError(f"the prompt has {prompt} tokens and the model's context is {context}; shorten it")
     room = sampling.max_tokens if context is None else min(sampling.max_tokens, context - prompt)
+    if stop:
+        options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
     output = model.generate(
         tokens,
         attention_mask=torch.ones_like(tokens),
         max_new_tokens=room,
-        streamer=_Streamer(tokenizer, on_text),
+        streamer=_Streamer(tokenizer, on_text, stop),
         **sampling.settings(),
         **options,
     )
-    return str(tokenizer.decode(output[0, prompt:], skip_special_tokens=True))
+    text = str(tokenizer.decode(output[0, prompt:], skip_special_tokens=True))
+    return text[: _end(text, stop)]
+
+
+def _end(text: str, stop: Sequence[str]) -> int:
+    """Where the first of the stop strings begins, or the text ends."""
+    return min((at for string in stop if (at := text.find(string)) >= 0), default=len(text))
 
 
 class _Streamer(TextStreamer):  # type: ignore[misc]
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+    """Passes text on as far as the first stop string, and holds back what may be the beginning of one."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None], stop: Sequence[str]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.on_text = on_text
+        self.stop = stop
+        self.held = ""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self.on_text(text)
+        text = self.held + text
+        end = _end(text, self.stop)
+        if end == len(text) and not stream_end:
+            beginnings = (
+                at for at in range(end) if any(string.startswith(text[at:]) for string in self.stop)
+            )
+            end = next(beginnings, end)
+        self.held = text[end:]
+        if end:
+            self.on_text(text[:end])
