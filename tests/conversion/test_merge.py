@@ -5,7 +5,7 @@ import torch
 import transformers
 
 import restack
-from tests.views.architectures import ARCHITECTURES, BY_NAME, LLAMA, VOCABULARY
+from tests.views.architectures import ARCHITECTURES, BY_NAME, COMMON, LLAMA, VOCABULARY
 
 ORDER = [0, 1, 2, 1, 2, 3, 3]
 PROMPT = torch.randint(3, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(4))
@@ -33,7 +33,9 @@ def test_equals_the_twin_and_shares_nothing(architecture):
     assert [name for name, _ in own.named_parameters()] == [name for name, _ in twin.named_parameters()]
     assert not hasattr(own, "restack_plan")
 
-    storages = [tensor.untyped_storage().data_ptr() for tensor in own.parameters()]
+    in_layers = own.get_submodule(architecture.layers)
+    tensors = [*own.parameters(), *in_layers.buffers()]
+    storages = [tensor.untyped_storage().data_ptr() for tensor in tensors]
     assert len(set(storages)) == len(storages)
     shared = {tensor.untyped_storage().data_ptr() for tensor in [*base.parameters(), *base.buffers()]}
     assert shared.isdisjoint(
@@ -49,7 +51,7 @@ def test_equals_the_twin_and_shares_nothing(architecture):
 def test_saved_and_loaded(architecture, tmp_path):
     base = architecture.model()
     own = restack.materialise(base, ORDER)
-    if architecture.name == "jamba":  # its config can say only periodic orders
+    if not architecture.saved:  # its config can say only periodic orders
         with pytest.raises(restack.ViewError, match="save the base and the plan"):
             own.save_pretrained(tmp_path)
         assert not any(tmp_path.iterdir())
@@ -103,3 +105,48 @@ def test_frozen_parameters_stay_frozen():
     own = restack.materialise(base, [1, 0])
     assert not any(parameter.requires_grad for parameter in own.transformer.h[0].parameters())
     assert all(parameter.requires_grad for parameter in own.transformer.h[1].parameters())
+
+
+BAKED = {
+    "diffllama": ("DiffLlamaConfig", COMMON, "lambda_init"),
+    "gpt2": (
+        "GPT2Config",
+        {"n_embd": 32, "n_layer": 4, "n_head": 4, "scale_attn_by_inverse_layer_idx": True},
+        "scal",
+    ),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        BY_NAME["deepseek_v3"].settings | {"first_k_dense_replace": 1},
+        r"layers\.\d\.mlp",
+    ),
+    "lfm2_moe": (
+        "Lfm2MoeConfig",
+        COMMON
+        | {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "num_dense_layers": 2,
+            "layer_types": ["conv", "full_attention"] * 2,
+        },
+        r"layers\.\d\.feed_forward",
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "settings", "where"), BAKED.values(), ids=BAKED)
+def test_layers_that_no_config_makes_are_not_saved(config, settings, where, tmp_path):
+    """Constants and experts that follow from a layer's number: loading would build another model."""
+    torch.manual_seed(0)
+    base = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**settings)).eval()
+    own = restack.materialise(base, [0, 0, 1, 2, 3])
+    assert torch.equal(logits(own), logits(restack.view(base, [0, 0, 1, 2, 3])))
+    with pytest.raises(
+        restack.ViewError, match=rf"loaded by its config would not be.*{where}.*save the base"
+    ):
+        own.save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(restack.ViewError, match="would not be this model"):
+        restack.view(own, [0, 1, 2]).config.save_pretrained(tmp_path)
+    restack.materialise(own, [0, 2, 3, 4]).save_pretrained(tmp_path)  # these are the base's again
+    base.save_pretrained(tmp_path)

@@ -65,6 +65,14 @@ def by_period(architecture: "Architecture", order: Sequence[int]) -> Any:
     return Reordered(**(architecture.settings | {"num_hidden_layers": len(order)}))
 
 
+def by_dense_layers(architecture: "Architecture", order: Sequence[int]) -> Any:
+    """Qwen2-MoE: every n-th layer has experts, in the base; in the twin the layers without are listed."""
+    step = architecture.settings["decoder_sparse_step"]
+    dense = [visit for visit, layer in enumerate(order) if (layer + 1) % step]
+    settings = {"decoder_sparse_step": 1, "mlp_only_layers": dense, "num_hidden_layers": len(order)}
+    return architecture.config_class(**(architecture.settings | settings))
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How to build a tiny model of an architecture, and its twin in another order of layers."""
@@ -76,6 +84,7 @@ class Architecture:
     depth: str = "num_hidden_layers"
     layers: str = "model.layers"
     config_of: ConfigOf = by_lists
+    saved: bool = True  # whether a config can say any order of its layers
     common: dict[str, Any] = field(default_factory=lambda: COMMON)
 
     @property
@@ -97,6 +106,9 @@ class Architecture:
                     parameter.copy_(0.2 * noise)
                 else:
                     parameter.add_(0.1 * noise)
+            for name, buffer in model.named_buffers():
+                if name.endswith("e_score_correction_bias"):  # of an MoE's router: learnt, but no parameter
+                    buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
         return model
 
     def twin(self, base: nn.Module, order: Sequence[int]) -> nn.Module:
@@ -162,7 +174,7 @@ ARCHITECTURES = [
         layers="transformer.h",
         common=GPT,
     ),
-    Architecture("gpt_neox", "GPTNeoXConfig", layers="gpt_neox.layers"),
+    Architecture("gpt_neox", "GPTNeoXConfig", {"num_key_value_heads": 4}, layers="gpt_neox.layers"),
     Architecture("phi", "PhiConfig"),
     Architecture("mixtral", "MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     Architecture(
@@ -190,6 +202,7 @@ ARCHITECTURES = [
             "mamba_dt_rank": 4,
         },
         config_of=by_period,
+        saved=False,
     ),
     Architecture(
         "bamba",
@@ -202,6 +215,45 @@ ARCHITECTURES = [
             "mamba_n_groups": 1,
         },
         config_of=by_attention_indices,
+    ),
+    Architecture(
+        "deepseek_v3",
+        "DeepseekV3Config",
+        MOE
+        | {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 12,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 0,
+        },
+    ),
+    Architecture(
+        "falcon",
+        "FalconConfig",
+        {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "multi_query": True},
+        layers="transformer.h",
+        common=GPT,
+    ),
+    Architecture(
+        "qwen2_moe",
+        "Qwen2MoeConfig",
+        MOE | {"num_experts": 4, "shared_expert_intermediate_size": 24, "decoder_sparse_step": 2},
+        config_of=by_dense_layers,
+        saved=False,
+    ),
+    Architecture(
+        "mamba",
+        "MambaConfig",
+        {"hidden_size": 32, "num_hidden_layers": 4, "state_size": 8, "time_step_rank": 4},
+        layers="backbone.layers",
+        common=GPT,
     ),
 ]
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}

@@ -28,7 +28,7 @@ def test_is_a_valid_config_of_its_class(architecture):
 def test_says_all_it_can_when_saved(architecture, tmp_path):
     base = architecture.model()
     view = restack.view(base, ORDER)
-    if architecture.name == "jamba":
+    if architecture.name == "jamba":  # Qwen2-MoE's config says what it can, but not which layers have experts
         with pytest.raises(restack.ViewError, match="by a rule that this order of layers does not follow"):
             view.config.save_pretrained(tmp_path)
         return
@@ -69,6 +69,20 @@ def test_lists_are_the_views_own():
 def test_lists_of_other_things_are_left_alone():
     base = LLAMA.model(eos_token_id=[2, 3, 4, 5])
     assert restack.view(base, [0, 1]).config.eos_token_id == [2, 3, 4, 5]
+
+
+def test_a_list_of_another_length():
+    base = BY_NAME["qwen2"].model()
+    vars(base.config)["layer_types"] = ["full_attention"] * 6
+    with pytest.raises(restack.ViewError, match="layer_types has 6 entries for 4 layers"):
+        restack.view(base, [3, 2, 1])
+
+
+@pytest.mark.parametrize("name", ["swiglu_limits", "swiglu_limits_shared"])
+def test_limits_of_each_layer_follow(name):
+    base = LLAMA.model()
+    setattr(base.config, name, [0.0, 1.0, 2.0, 3.0])
+    assert getattr(restack.view(base, [3, 1, 1]).config, name) == [3.0, 1.0, 1.0]
 
 
 def test_mlp_only_layers_follow():

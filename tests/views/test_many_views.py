@@ -4,11 +4,13 @@ import copy
 import functools
 import gc
 import pickle
+import types
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import restack
@@ -241,6 +243,59 @@ def test_a_module_in_the_layers_and_outside_stays_one(base):
     assert rotaries == {id(view.model.rotary_emb)} != {id(base.model.rotary_emb)}
     with restack.slung(base, [0, 1, 1]):
         assert all(layer.self_attn.rotary_emb is base.model.rotary_emb for layer in base.model.layers)
+
+
+def test_tensors_that_plain_objects_hold_are_shared(base):
+    """As accelerate's hooks hold the weights that they load."""
+    weights = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    for module in base.modules():
+        module._hf_hook = types.SimpleNamespace(weights_map=types.SimpleNamespace(dataset=weights))
+    view = restack.view(base, [0, 1, 1])
+    for module in view.modules():
+        if hasattr(module, "_hf_hook"):
+            held = module._hf_hook.weights_map.dataset
+            assert all(held[name] is tensor for name, tensor in weights.items())
+
+
+def test_a_layer_list_of_another_class(base):
+    class Layers(nn.ModuleList):
+        pass
+
+    calls = []
+    base.model.layers = Layers(base.model.layers)
+    base.model.layers.flavour = ["sweet"]
+    base.model.layers.register_load_state_dict_post_hook(lambda module, keys: calls.append(module))
+    for made in (restack.view(base, [0, 1, 1]), restack.materialise(base, [0, 1, 1])):
+        layers = made.model.layers
+        assert type(layers) is Layers and len(layers) == 3
+        assert layers.flavour == ["sweet"] and layers.flavour is not base.model.layers.flavour
+        made.load_state_dict(made.state_dict())
+        assert calls.pop() is layers
+    assert torch.equal(logits(restack.view(base, [3, 1])), logits(LLAMA.twin(base, [3, 1])))
+
+
+def test_what_was_compiled_for_the_base_is_not_copied():
+    """Generation with a static cache keeps a compiled call of the model: on GPUs without being asked."""
+    base = LLAMA.model(num_hidden_layers=2)
+    compiling = transformers.CompileConfig(backend="eager", fullgraph=False)
+    compiling._compile_all_devices = True
+    static = {"cache_implementation": "static", "compile_config": compiling}
+    options = {"max_new_tokens": 6, "do_sample": False}
+    order = [1, 0, 0]
+    expected = greedy(restack.view(base, order))[:, : PROMPT.shape[1] + 6]
+    base.generate(PROMPT, **options, **static)
+    assert hasattr(base, "_compiled_call")
+    view = restack.view(base, order)
+    assert not hasattr(view, "_compiled_call") and hasattr(base, "_compiled_call")
+    assert torch.equal(view.generate(PROMPT, **options, **static), expected)
+    with restack.slung(base, order):
+        assert torch.equal(base.generate(PROMPT, **options, **static), expected)
+
+
+def test_a_compiled_model(base):
+    expected = logits(restack.view(base, [3, 1]))
+    view = restack.view(torch.compile(base, backend="eager"), [3, 1])
+    assert torch.equal(logits(view), expected)
 
 
 def test_a_half_precision_view(base):

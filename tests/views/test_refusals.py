@@ -1,12 +1,15 @@
 """What views refuse, each in one clear line and with nothing changed."""
 
+import functools
+import types
+
 import pytest
 import torch
 import transformers
 from torch import nn
 
 import restack
-from tests.views.architectures import BY_NAME, COMMON, LLAMA
+from tests.views.architectures import BY_NAME, COMMON, LLAMA, VOCABULARY
 
 CALLS = [restack.view, lambda model, plan: restack.sling(model, plan=plan), restack.materialise]
 every_call = pytest.mark.parametrize("call", CALLS, ids=["view", "sling", "materialise"])
@@ -88,21 +91,136 @@ def test_plans_that_are_none(call, plan):
 
 
 @every_call
-def test_place_bound_layers(call):
-    settings = COMMON | {
-        "head_dim": 8,
-        "num_kv_shared_layers": 2,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-        "hidden_size_per_layer_input": 8,
-        "vocab_size_per_layer_input": 96,
-        "activation_sparsity_pattern": [0.0] * 4,
-        "laurel_rank": 4,
-    }
+@pytest.mark.parametrize(
+    ("own", "what"),
+    [
+        ({"num_kv_shared_layers": 2}, r"num_kv_shared_layers|kv_shared_layer_index"),
+        ({"num_kv_shared_layers": 0}, "hidden_size_per_layer_input"),
+    ],
+    ids=["shared keys and values", "input of each layer"],
+)
+def test_place_bound_layers(call, own, what):
+    settings = (
+        COMMON
+        | {
+            "head_dim": 8,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 96,
+            "activation_sparsity_pattern": [0.0] * 4,
+            "laurel_rank": 4,
+        }
+        | own
+    )
     model = transformers.Gemma3nForCausalLM(transformers.Gemma3nTextConfig(**settings))
-    with pytest.raises(
-        restack.ViewError, match=r"gemma3n_text ties its layers together by place|kv_shared_layer_index"
-    ):
+    with pytest.raises(restack.ViewError, match=what):
         call(model, [0, 1])
+
+
+@every_call
+def test_layers_of_different_sizes(call):
+    config = transformers.Gemma4TextConfig(
+        **COMMON,
+        head_dim=8,
+        global_head_dim=16,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=VOCABULARY,
+    )
+    if not getattr(config, "_heterogeneity_spec", None):
+        pytest.skip("this transformers has no such config")
+    model = transformers.Gemma4ForCausalLM(config)
+    with pytest.raises(restack.ViewError, match=r"ties its layers together by place \(_heterogeneity_spec\)"):
+        call(model, [0, 1])
+
+
+@every_call
+def test_a_table_of_the_layers_outside_of_them(call):
+    """Mllama's text model asks its own list which layers attend to the picture."""
+    config = transformers.models.mllama.configuration_mllama.MllamaTextConfig(
+        **COMMON, cross_attention_layers=[1], rope_parameters={"rope_type": "default", "rope_theta": 1e4}
+    )
+    with pytest.raises(restack.ViewError, match=r"keeps a table of the layers \(cross_attention_layers\)"):
+        call(transformers.MllamaForCausalLM(config), [0, 2, 3])
+    model = LLAMA.model()
+    model.model.rope_types = ["scaled", "unscaled", "scaled", "scaled"]  # Molmo2's
+    with pytest.raises(restack.ViewError, match=r"LlamaModel keeps a table of the layers \(rope_types\)"):
+        call(model, [0, 2, 3])
+
+
+def logged_by_closure(module):
+    forward = module.forward
+
+    def logged(*args, **kwargs):
+        return forward(*args, **kwargs)
+
+    return logged
+
+
+def logged_by_partial(module):
+    return functools.partial(logged_by_closure(module))
+
+
+def logged_by_wrapping(module):
+    @functools.wraps(module.forward)
+    def logged(*args, **kwargs):
+        return type(module).forward(module, *args, **kwargs)
+
+    return types.MethodType(logged, module)
+
+
+def logged_by_global(module):
+    source = "forward = module.forward\ndef logged(*args, **kwargs): return forward(*args, **kwargs)"
+    names = {"module": module}
+    exec(source, names)
+    return names["logged"]
+
+
+def compiled(module):
+    return torch.compile(module.forward, backend="eager")
+
+
+PATCHES = [compiled, logged_by_closure, logged_by_partial, logged_by_wrapping, logged_by_global]
+
+
+@every_call
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.__name__)
+def test_a_forward_that_is_bound_to_the_base(call, patch):
+    model = LLAMA.model()
+    attention = model.model.layers[1].self_attn
+    attention.forward = patch(attention)
+    with pytest.raises(restack.ViewError, match=r"model\.layers\.1\.self_attn\.forward .* bound to the base"):
+        call(model, [0, 1, 1, 2])
+
+
+@pytest.mark.parametrize("call", [restack.view, restack.materialise], ids=["view", "materialise"])
+def test_a_compiled_forward_of_the_model(call):
+    model = LLAMA.model()
+    model.forward = torch.compile(model.forward, backend="eager")
+    with pytest.raises(restack.ViewError, match=r"^forward of the LlamaForCausalLM .* bound to the base"):
+        call(model, [3, 2])
+
+
+def test_a_compiled_model_in_place():
+    """Its forward is bound to the model that is slung itself."""
+    model = LLAMA.model(num_hidden_layers=2)
+    prompt = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        expected = restack.view(model, [1, 0, 0])(prompt).logits
+        model.forward = torch.compile(model.forward, backend="eager")
+        plain = model(prompt).logits
+        with restack.slung(model, [1, 0, 0]):
+            assert torch.equal(model(prompt).logits, expected)
+        assert torch.equal(model(prompt).logits, plain)
+
+
+@every_call
+def test_functions_bound_to_nothing_are_left_alone(call):
+    model = LLAMA.model()
+    other, scale = nn.Linear(2, 2), 2.0
+    model.model.layers[1].mlp.forward = lambda x: x * scale * other.in_features
+    call(model, [0, 1, 1, 2])
 
 
 @every_call

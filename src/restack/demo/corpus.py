@@ -15,8 +15,8 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from restack.demo import world
-from restack.demo.families import SHARES, Sample, Turn, facts, greetings, stories, training_sample
-from restack.demo.families.depth import TRAINED_HOPS
+from restack.demo.families import MIXES, Sample, Turn, facts, greetings, stories, training_sample
+from restack.demo.families.depth import PROBED, Stage
 
 PAD, BOS, START, END = "<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"
 CONTEXT = 1024  # positions that the model's configuration allows; rows of training are shorter
@@ -32,7 +32,6 @@ CHAT_TEMPLATE = (
 )
 
 Row = tuple[list[int], list[float]]
-_FAMILY_NAMES, _FAMILY_SHARES = list(SHARES), list(SHARES.values())
 
 
 def train_tokenizer(seed: int, samples: int = 40_000, vocabulary: int = 2048) -> PreTrainedTokenizerFast:
@@ -42,7 +41,7 @@ def train_tokenizer(seed: int, samples: int = 40_000, vocabulary: int = 2048) ->
     are not made, so the vocabulary may stay below its limit.
     """
     rng = random.Random(f"tokenizer/{seed}")
-    texts = [text for _ in range(samples) for text in _texts(_draw(rng, TRAINED_HOPS))]
+    texts = [text for _ in range(samples) for text in _texts(_draw(rng, PROBED))]
     tokenizer = Tokenizer(BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -70,14 +69,14 @@ def train_tokenizer(seed: int, samples: int = 40_000, vocabulary: int = 2048) ->
     )
 
 
-def batch(tokenizer: Any, seed: int, step: int, part: int, rows: int, length: int, hops: int) -> list[Row]:
+def batch(tokenizer: Any, seed: int, step: int, part: int, rows: int, length: int, stage: Stage) -> list[Row]:
     """The rows of one part (micro-batch) of a step: `length` + 1 tokens each, and their weights."""
     return [
-        row(tokenizer, random.Random(f"{seed}/{step}/{part}/{index}"), length, hops) for index in range(rows)
+        row(tokenizer, random.Random(f"{seed}/{step}/{part}/{index}"), length, stage) for index in range(rows)
     ]
 
 
-def row(tokenizer: Any, rng: random.Random, length: int, hops: int) -> Row:
+def row(tokenizer: Any, rng: random.Random, length: int, stage: Stage) -> Row:
     """One long conversation (or, now and then, plain text) cut off after `length` + 1 tokens.
 
     Being one conversation, it needs no mask between documents, and answers late in a conversation are
@@ -86,7 +85,7 @@ def row(tokenizer: Any, rng: random.Random, length: int, hops: int) -> Row:
     ids: list[int] = []
     weights: list[float] = []
     while len(ids) <= length:  # a short conversation is followed by another
-        spans = _plain_spans(rng) if rng.random() < PLAIN else _conversation_spans(rng, length, hops)
+        spans = _plain_spans(rng) if rng.random() < PLAIN else _conversation_spans(rng, length, stage)
         encoded = tokenizer.backend_tokenizer.encode_batch(
             [text for text, _ in spans], add_special_tokens=False
         )
@@ -96,22 +95,23 @@ def row(tokenizer: Any, rng: random.Random, length: int, hops: int) -> Row:
     return ids[: length + 1], weights[: length + 1]
 
 
-def conversation(rng: random.Random, turns: int, hops: int = TRAINED_HOPS) -> tuple[str | None, list[Turn]]:
+def conversation(rng: random.Random, turns: int, stage: Stage = PROBED) -> tuple[str | None, list[Turn]]:
     """A system prompt, or None, and at least so many turns of mixed families."""
     named = rng.random() < NAMED
-    first = _named(rng) if named else _draw(rng, hops)
+    first = _named(rng) if named else _draw(rng, stage)
     system = first.system or ("You are a helpful assistant." if rng.random() < HELPFUL else None)
     done = [_style(rng, turn) for turn in first.turns]
     while len(done) < turns:
-        sample = _draw(rng, hops)
+        sample = _draw(rng, stage)
         if sample.system is None and not (first.system and _is_about_self(sample)):
             done += [_style(rng, turn) for turn in sample.turns]
     return system, done
 
 
-def _draw(rng: random.Random, hops: int) -> Sample:
-    (family,) = rng.choices(_FAMILY_NAMES, _FAMILY_SHARES)
-    return training_sample(family, rng, hops)
+def _draw(rng: random.Random, stage: Stage) -> Sample:
+    shares = MIXES[stage.mix]
+    (family,) = rng.choices(list(shares), list(shares.values()))
+    return training_sample(family, rng, stage)
 
 
 def _named(rng: random.Random) -> Sample:
@@ -145,9 +145,9 @@ def _style(rng: random.Random, turn: Turn) -> Turn:
     return Turn(question, turn.answer, turn.given, turn.weight)
 
 
-def _conversation_spans(rng: random.Random, length: int, hops: int) -> list[tuple[str, float]]:
+def _conversation_spans(rng: random.Random, length: int, stage: Stage) -> list[tuple[str, float]]:
     """A conversation that is likely to fill a row: a turn has 24 tokens or more on average."""
-    return chat_spans(*conversation(rng, length // 24 + 1, hops))
+    return chat_spans(*conversation(rng, length // 24 + 1, stage))
 
 
 def chat_spans(system: str | None, turns: list[Turn]) -> list[tuple[str, float]]:

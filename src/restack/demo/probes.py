@@ -39,7 +39,7 @@ class Probe:
 
 
 def probes(family: str, n: int, seed: int = 0) -> list[Probe]:
-    """`n` probes of a family, the same for the same seed; once the family has no new ones, they come again."""
+    """`n` probes of a family, the same for the same seed; where it has no new ones, they come again."""
     if family not in FAMILIES:
         raise UsageError(f"there is no family {family!r}; choose from {', '.join(FAMILIES)}")
     rng = random.Random(f"probes/{family}/{seed}")

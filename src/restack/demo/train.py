@@ -30,11 +30,19 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from restack.demo import corpus
-from restack.demo.families.depth import TRAINED_HOPS
+from restack.demo.families.depth import Stage
 from restack.errors import RestackError, UsageError
 from restack.views import view
 
 PARTS = 2  # micro-batches in a step
+
+# The curriculum: where in the run each stage begins, the hops of its chains, its mix of families.
+STAGES = (
+    Stage(0.0, 0, 1, 0),
+    Stage(0.20, 0, 2, 0),
+    Stage(0.30, 0, 3, 1),
+    Stage(0.40, 0, 4, 1),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,7 @@ class Recipe:
     """Everything that decides the weights. The defaults are the shipped model's."""
 
     seed: int = 0
-    steps: int = 4600
+    steps: int = 3800
     rows: int = 6  # in a micro-batch
     length: int = 256  # tokens in a row
     hidden: int = 128
@@ -51,23 +59,20 @@ class Recipe:
     ffn: int = 352
     block: tuple[int, int] = (4, 8)  # layers that run once, twice or three times
     repeats: tuple[float, ...] = (0.5, 0.3, 0.2)  # how likely each
-    curriculum: tuple[float, ...] = (
-        0.14,
-        0.22,
-        0.30,
-    )  # shares of the run after which a chain gets a hop longer
-    muon_rate: float = 0.02
-    adam_rate: float = 0.004
+    stages: tuple[Stage, ...] = STAGES
+    # At three times this rate attention turns hard (entropy 0.3 nats) and look-ups are never learned.
+    muon_rate: float = 0.006
+    adam_rate: float = 0.002
     warmup: float = 0.02  # share of the run
-    decay: float = 0.6  # share of the run, at its end, in which the rates fall to zero
-    weight_decay: float = 0.02
+    decay: float = 0.55  # share of the run, at its end, in which the rates fall to zero
+    weight_decay: float = 0.1
     clip: float = 1.0  # norm of the gradients
     tokenizer_samples: int = 40_000
 
 
-def hops_at(recipe: Recipe, step: int) -> int:
-    """How long the chains of this step may be: one hop at first, four in the end."""
-    return min(TRAINED_HOPS, 1 + sum(step >= share * recipe.steps for share in recipe.curriculum))
+def stage_at(recipe: Recipe, step: int) -> Stage:
+    """The stage of the curriculum that a step is in."""
+    return [stage for stage in recipe.stages if step >= stage.start * recipe.steps][-1]
 
 
 def repeats_at(recipe: Recipe, step: int) -> int:
@@ -126,7 +131,7 @@ class Worker:
         """Adds the gradients of one part of a step to the weights'; returns its loss (nats a token)."""
         recipe = self.recipe
         rows = corpus.batch(
-            self.tokenizer, recipe.seed, step, part, recipe.rows, recipe.length, hops_at(recipe, step)
+            self.tokenizer, recipe.seed, step, part, recipe.rows, recipe.length, stage_at(recipe, step)
         )
         ids = torch.tensor([ids for ids, _ in rows])  # (rows, length + 1)
         weights = torch.tensor([weights for _, weights in rows])[:, 1:].flatten()
@@ -277,7 +282,7 @@ class Trainer:
             "step": self.step,
             "loss": round(loss, 4),
             "repeats": repeats_at(recipe, self.step - 1),
-            "hops": hops_at(recipe, self.step - 1),
+            "hops": stage_at(recipe, self.step - 1).most,
             "tokens": self.step * PARTS * recipe.rows * recipe.length,
             "cpu_seconds": round(self.seconds, 1),
         }

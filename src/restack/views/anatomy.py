@@ -17,6 +17,7 @@ class Anatomy:
     """The parts of a decoder that a view has to know; everything else is copied as it is."""
 
     config: Any  # the decoder's own config: `text_config` of a composite model
+    decoder: nn.Module  # the largest part of the model that has this config
     path: str  # of the layer list, from the model: "model.layers"
     layers: nn.ModuleList
     index_attributes: tuple[tuple[str, str], ...]  # (submodule of a layer, attribute holding the index)
@@ -46,7 +47,7 @@ def anatomy(model: nn.Module) -> Anatomy:
             "views do not know"
         )
     path, layers = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
-    return Anatomy(config, path, layers, _index_attributes(layers))
+    return Anatomy(config, decoder, path, layers, _index_attributes(layers))
 
 
 def decoder_config(model: nn.Module) -> Any:

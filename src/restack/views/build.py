@@ -1,6 +1,7 @@
 """A plan over a loaded model: a new model object that runs the plan on the base's own weights."""
 
 import copy
+import types
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -11,12 +12,14 @@ from restack import plans
 from restack.errors import ViewError
 from restack.views import configuration
 from restack.views.anatomy import Anatomy, anatomy
+from restack.views.bound import COMPILED, refuse_bound_functions
 
 Model = TypeVar("Model", bound=nn.Module)
-Memo = dict[int, Any]
+Memo = dict[Any, Any]  # of `copy.deepcopy`: {id of a thing: its copy}; torch adds an entry of its own
 
 PLAN = "restack_plan"  # of a view or slung model: the plan that it runs
 ORIGINAL = "_restack_original"  # of a slung model: what it ran before
+ATOMIC = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # never copied
 
 
 def view(model: Model, plan: Any) -> Model:
@@ -42,19 +45,27 @@ def arranged_copy(model: Model, plan: Any, *, share_tensors: bool) -> Model:
     """A copy of the model with its layers as `plan` orders them, over the same tensors or copies of them."""
     parts = anatomy(model)
     plan = runnable(plans.plan(plan, len(parts.layers)))
+    refuse_bound_functions(model.named_modules())
     memo: Memo = sharing_memo(model) if share_tensors else {}
     config = _copy_of_config(model, parts, memo)
+    configuration.refuse_tables(parts.config, outside(parts.decoder, parts.layers))
     configuration.reordered(config, plan.order).apply(config)
 
     whole = plan_after(model, plan)
     for name in (PLAN, ORIGINAL):  # replaced below, so not worth a copy
         if name in vars(model):
             memo[id(vars(model)[name])] = vars(model)[name]
-    memo[id(parts.layers)] = own_layers = nn.ModuleList()
-    own_layers.training = parts.layers.training
+    for module in model.modules():
+        for name in COMPILED:  # left out below
+            if name in vars(module):
+                memo[id(vars(module)[name])] = vars(module)[name]
+    own_layers = _empty_copy(parts.layers, memo)
     result = copy.deepcopy(model, memo)
     _refuse_strays(model, parts, memo)
     own_layers.extend(visits(parts, plan, memo))
+    for module in result.modules():
+        for name in COMPILED:
+            vars(module).pop(name, None)
     vars(result).pop(ORIGINAL, None)
     vars(result)[PLAN] = whole
     return result
@@ -63,7 +74,9 @@ def arranged_copy(model: Model, plan: Any, *, share_tensors: bool) -> Model:
 def visits(parts: Anatomy, plan: plans.Plan, memo: Memo) -> Iterator[nn.Module]:
     """One layer object a visit, newly numbered; what `memo` holds is shared by them all."""
     for number, visit in enumerate(plan.visits):
-        layer = copy.deepcopy(parts.layers[visit.layer], dict(memo))
+        # torch keeps the storages that it copied in the memo's memo: one for each visit, too.
+        own_memo = {**memo, "torch": dict(memo.get("torch", {}))}
+        layer = copy.deepcopy(parts.layers[visit.layer], own_memo)
         modules = dict(layer.named_modules())
         for path, name in parts.index_attributes:
             module = modules.get(path)  # a hybrid's layers are not all alike
@@ -79,11 +92,23 @@ def outside(model: nn.Module, layers: nn.ModuleList) -> list[nn.Module]:
 
 def sharing_memo(model: nn.Module) -> Memo:
     """A memo with which `copy.deepcopy` copies modules but no tensor: each is declared to be its own copy."""
-    tensors: list[torch.Tensor] = []
-    for module in model.modules():
-        for value in vars(module).values():
-            _collect_tensors(value, tensors)
-    return {id(tensor): tensor for tensor in tensors}
+    tensors: Memo = {}
+    seen = set()
+    left: list[Any] = [model]
+    while left:
+        value = left.pop()
+        if isinstance(value, torch.Tensor):
+            tensors[id(value)] = value
+        elif isinstance(value, dict):
+            left.extend(value.values())
+        elif isinstance(value, list | tuple | set):
+            left.extend(value)
+        elif isinstance(value, types.MethodType):
+            left.append(value.__self__)
+        elif hasattr(value, "__dict__") and not isinstance(value, ATOMIC) and id(value) not in seen:
+            seen.add(id(value))
+            left.extend(vars(value).values())
+    return tensors
 
 
 def plan_after(model: nn.Module, plan: plans.Plan) -> plans.Plan:
@@ -114,6 +139,15 @@ def runnable(plan: plans.Plan) -> plans.Plan:
     return plan
 
 
+def _empty_copy(layers: nn.ModuleList, memo: Memo) -> nn.ModuleList:
+    """A copy of a layer list, entered in `memo`: its class, attributes and hooks, but none of its layers."""
+    memo[id(layers)] = result = type(layers).__new__(type(layers))
+    state: dict[str, Any] = layers.__getstate__()  # type: ignore[no-untyped-call]
+    attributes = {name: value for name, value in state.items() if name != "_modules"}
+    vars(result).update(copy.deepcopy(attributes, memo), _modules={})
+    return result
+
+
 def _copy_of_config(model: nn.Module, parts: Anatomy, memo: Memo) -> Any:
     """The copy's own decoder config, entered in `memo` together with the config it is part of."""
     copy.deepcopy(model.config, memo)
@@ -138,14 +172,3 @@ def _refuse_strays(model: nn.Module, parts: Anatomy, memo: Memo) -> None:
                 f"{type(model).__name__} refers to {parts.path}.{path} from outside its layers; views cannot "
                 "tell which visit of it is meant"
             )
-
-
-def _collect_tensors(value: Any, found: list[torch.Tensor]) -> None:
-    if isinstance(value, torch.Tensor):
-        found.append(value)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _collect_tensors(item, found)
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            _collect_tensors(item, found)

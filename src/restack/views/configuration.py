@@ -1,9 +1,11 @@
 """What a decoder's config says of its layers: how many, and the settings that are listed layer by layer."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from restack.errors import ViewError
 from restack.views.frozen_config import FROZEN, freezing
@@ -22,9 +24,18 @@ PER_LAYER = (
     "mlp_layer_types",
     "no_rope_layers",
     "num_attention_heads_per_layer",
+    "swiglu_limits",
+    "swiglu_limits_shared",
 )
 # Settings that list the layers of one kind.
-LAYER_LISTS = ("attn_layer_indices", "full_attn_idxs", "hybrid_layer_ids", "mlp_only_layers")
+LAYER_LISTS = (
+    "attn_layer_indices",
+    "cross_attention_layers",
+    "full_attn_idxs",
+    "hybrid_layer_ids",
+    "mlp_only_layers",
+    "rope_scaling_layers",
+)
 # Settings that tie layers to each other by their place; a view would break them without a word.
 PLACE_BOUND = (
     "num_kv_shared_layers",
@@ -89,17 +100,47 @@ def reordered(config: Any, order: Sequence[int]) -> LayerSettings:
     return LayerSettings(freezing(now.config_class), {**by_rule.values, FROZEN: broken})
 
 
+def refuse_tables(config: Any, modules: Iterable[nn.Module]) -> None:
+    """Refuse a decoder that keeps, in these modules outside its layers, what its layers are, one by one.
+
+    Raises:
+        ViewError: a module holds a setting of the config that lists layers, or a list as long as the layers.
+    """
+    settings = [vars(config).get(_stored_name(config, name)) for name in (*PER_LAYER, *LAYER_LISTS)]
+    tables = {id(value) for value in settings if value and isinstance(value, list | tuple | dict | set)}
+    for module in modules:
+        for name, value in vars(module).items():
+            if id(value) in tables or _is_table(name, value, config.num_hidden_layers):
+                raise ViewError(
+                    f"{type(module).__name__} keeps a table of the layers ({name}) outside of them; views "
+                    "cannot reorder it"
+                )
+
+
+def _is_table(name: str, value: Any, count: int) -> bool:
+    if name.startswith("_") or not isinstance(value, list) or len(value) != count:
+        return False  # a tuple is a shape or the like
+    if name == "layer_types" and len(set(value)) == count:  # of a rotary embedding: the kinds there are
+        return False
+    return all(item is None or isinstance(item, int | float | str) for item in value)
+
+
 def _wanted(config: Any, order: Sequence[int]) -> dict[str, Any]:
     """The layer count and the settings of each layer in the new order, by the name they are stored under."""
     wanted: dict[str, Any] = {_stored_name(config, COUNT): len(order)}
     for name in PER_LAYER:
         value = getattr(config, name, None)
-        if isinstance(value, list | tuple) and len(value) == config.num_hidden_layers:
+        if isinstance(value, list | tuple) and value:
+            if len(value) != config.num_hidden_layers:
+                raise ViewError(
+                    f"{config.model_type}'s {name} has {len(value)} entries for {config.num_hidden_layers} "
+                    "layers; views cannot tell which belong to which"
+                )
             entries = [value[layer] for layer in order]
-            if name == "layer_types" and _attends(value) and not _attends(entries):
+            if name == "layer_types" and attends(value) and not attends(entries):
                 raise ViewError(
                     f"the plan visits no attention layer, and {config.model_type}'s cache needs one; visit "
-                    f"at least one of {[layer for layer, kind in enumerate(value) if _attends([kind])]}"
+                    f"at least one of {[layer for layer, kind in enumerate(value) if attends([kind])]}"
                 )
             wanted[_stored_name(config, name)] = type(value)(entries)
     for name in LAYER_LISTS:
@@ -109,7 +150,7 @@ def _wanted(config: Any, order: Sequence[int]) -> dict[str, Any]:
     return wanted
 
 
-def _attends(kinds: Sequence[str]) -> bool:
+def attends(kinds: Sequence[str]) -> bool:
     """Whether layers of these kinds keep keys and values: any attention that is not linear."""
     return any(kind == "hybrid" or ("attention" in kind and "linear" not in kind) for kind in kinds)
 

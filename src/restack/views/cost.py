@@ -1,12 +1,15 @@
 """What a plan costs: parameters, weight bytes and KV cache, as a view and as a model of its own."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from restack.plans import Plan
-from restack.views.anatomy import anatomy
+from restack.views.anatomy import Anatomy, anatomy
+from restack.views.configuration import attends
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +36,22 @@ def cost(model: nn.Module, plan: Plan) -> Cost:
     layers are counted as if their window were not full yet.
     """
     parts = anatomy(model)
-    layers = [_Size.of(layer) for layer in parts.layers]
-    whole = _Size.of(model)
-    outside = whole - sum(layers, _Size())
-    unique = sum((layers[layer] for layer in set(plan.order)), outside)
-    effective = sum((layers[layer] for layer in plan.order), outside)
+    layers = [list(layer.parameters()) for layer in parts.layers]
+    own = {id(tensor) for layer in layers for tensor in layer}  # the layers of a view share theirs
+    outside = [tensor for tensor in model.parameters() if id(tensor) not in own]
+    unique = {id(tensor): tensor for layer in set(plan.order) for tensor in layers[layer]}
+    visited = _Size.of([*outside, *unique.values()])
+    sizes = [_Size.of(layer) for layer in layers]
+    effective = sum((sizes[layer] for layer in plan.order), _Size.of(outside))
+    whole = _Size.of(model.parameters())
     itemsize = next(model.parameters()).element_size()
-    kv = [_kv_width(layer, parts.config) * itemsize for layer in parts.layers]
+    kv = [width * itemsize for width in _kv_widths(parts)]
     return Cost(
         base_parameters=whole.parameters,
-        unique_parameters=unique.parameters,
+        unique_parameters=visited.parameters,
         effective_parameters=effective.parameters,
         base_bytes=whole.bytes,
-        unique_bytes=unique.bytes,
+        unique_bytes=visited.bytes,
         effective_bytes=effective.bytes,
         kv_bytes_per_token=sum(kv[plan.order[owner]] for owner in set(plan.owners)),
         materialised_kv_bytes_per_token=sum(kv[layer] for layer in plan.order),
@@ -69,27 +75,39 @@ class _Size:
     bytes: int = 0
 
     @classmethod
-    def of(cls, module: nn.Module) -> "_Size":
-        tensors = list(module.parameters())  # each once, tied ones too
+    def of(cls, parameters: Iterable[torch.Tensor]) -> "_Size":
+        tensors = list(parameters)
         return cls(sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors))
 
     def __add__(self, other: "_Size") -> "_Size":
         return _Size(self.parameters + other.parameters, self.bytes + other.bytes)
 
-    def __sub__(self, other: "_Size") -> "_Size":
-        return _Size(self.parameters - other.parameters, self.bytes - other.bytes)
+
+def _kv_widths(parts: Anatomy) -> list[int]:
+    """How many numbers each layer adds to the KV cache with each token."""
+    config, count = parts.config, len(parts.layers)
+    kinds = getattr(config, "layer_types", None) or [None] * count
+    reused = getattr(config, "num_kv_shared_layers", None) or 0  # the last layers read those of others
+    return [
+        0 if number >= count - reused or (kind and not attends([kind])) else _kv_width(layer, config)
+        for number, (layer, kind) in enumerate(zip(parts.layers, kinds, strict=False))
+    ]
 
 
 def _kv_width(layer: nn.Module, config: Any) -> int:
-    """How many numbers a layer adds to the KV cache with each token."""
     inside = {path.rpartition(".")[2]: module for path, module in layer.named_modules()}
-    heads = config.num_attention_heads
-    if "k_proj" in inside and "v_proj" in inside:
-        return int(inside["k_proj"].out_features) + int(inside["v_proj"].out_features)
-    if "kv_b_proj" in inside:  # multi-head latent attention: transformers caches the expanded heads
-        return int(heads * (config.qk_head_dim + config.v_head_dim))
+    if "k_proj" in inside:  # where there is no v_proj, the values are the keys, cached again
+        keys, values = inside["k_proj"], inside.get("v_proj", inside["k_proj"])
+        return int(keys.out_features) + int(values.out_features)  # type: ignore[arg-type]
+    if "kv_b_proj" in inside:  # multi-head latent attention: transformers caches what heads are expanded from
+        return int(config.kv_lora_rank + config.qk_rope_head_dim)
     if any(type(module).__name__.endswith("Attention") for module in inside.values()):
+        heads = getattr(config, "num_attention_heads", None)
+        if not heads:  # RWKV: its attention keeps a state, no keys
+            return 0
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+            kv_heads = 1
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         return int(2 * kv_heads * head_dim)
     return 0

@@ -1,4 +1,4 @@
-"""A config class whose computed settings can be frozen: some architectures derive them from a rule."""
+"""A config class whose computed settings can be frozen, and whose saving refused: what no file can say."""
 
 from functools import cache
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 from restack.errors import ViewError
 
 FROZEN = "_restack_frozen"  # in the instance: {name: value} of the settings that no longer follow the rule
+UNSAVED = "_restack_unsaved"  # in the instance: why a model loaded by this config would not be this one
 
 
 class _Freezing:
-    """Mixed into a config class: what the instance has frozen comes before what the class computes."""
+    """Mixed into a config class: what an instance has frozen comes before what the class computes."""
 
     def __getattribute__(self, key: str) -> Any:
         look_up = super().__getattribute__
@@ -28,6 +29,7 @@ class _Freezing:
         """As the config would say it by itself."""
         said: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         said.pop(FROZEN, None)
+        said.pop(UNSAVED, None)
         return said
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
@@ -37,6 +39,8 @@ class _Freezing:
                 f"a {type(self).__name__} computes {', '.join(frozen)} by a rule that this order of layers "
                 "does not follow, so no saved config can say it; save the base and the plan instead"
             )
+        if reason := vars(self).get(UNSAVED):
+            raise ViewError(f"{reason}; save the base and the plan instead")
         super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
 

@@ -11,8 +11,9 @@ from restack import plans
 from restack.errors import PlanError, ViewError
 from restack.plans import Plan
 from restack.views.anatomy import anatomy, decoder_config
+from restack.views.bound import refuse_bound_functions
 from restack.views.build import ORIGINAL, PLAN, outside, plan_after, runnable, sharing_memo, visits
-from restack.views.configuration import LayerSettings, reordered
+from restack.views.configuration import LayerSettings, refuse_tables, reordered
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -122,6 +123,8 @@ def _arrangement(
     parts = anatomy(model)
     plan = runnable(plans.plan(plan, len(parts.layers), ratio_repeat=ratio_repeat))
     settings = reordered(parts.config, plan.order)
+    refuse_tables(parts.config, outside(parts.decoder, parts.layers))
+    refuse_bound_functions(parts.layers.named_modules(prefix=parts.path))
     kept = [model.config, parts.config, parts.layers, *outside(model, parts.layers)]
     memo = sharing_memo(model) | {id(thing): thing for thing in kept}
     members = tuple(visits(parts, plan, memo))

@@ -15,7 +15,7 @@ __all__ = [
     "CHANCE",
     "EXTRAS",
     "FAMILIES",
-    "SHARES",
+    "MIXES",
     "Sample",
     "Turn",
     "held_out",
@@ -42,6 +42,9 @@ _BY_CONTENT: dict[str, Draw] = {
     "steps": arithmetic.steps,
     "large": arithmetic.large,
     "absent": depth.absent,
+    "recall": depth.recall,
+    "roll": depth.roll,
+    "everyone": depth.everyone,
 }
 # Families of which a phrasing is held out.
 _BY_PHRASING: dict[str, Callable[[random.Random, bool], Sample]] = {
@@ -59,7 +62,17 @@ FAMILIES: tuple[str, ...] = (
     "greeting", "fact", "addition", "subtraction", "working", "multiplication", "comparison", "word_problem",
     "story", "lookup", "tracking", "chain", "long_chain", "reversal", "sorting", "counting",
 )  # fmt: skip
-EXTRAS: tuple[str, ...] = ("steps", "large", "absent", "introduction", "unknown", "partner")
+EXTRAS: tuple[str, ...] = (
+    "steps",
+    "large",
+    "absent",
+    "introduction",
+    "unknown",
+    "partner",
+    "recall",
+    "roll",
+    "everyone",
+)
 
 # What a guesser who knows the form of the answers, and reads the question, would score.
 CHANCE: dict[str, float] = {
@@ -69,21 +82,31 @@ CHANCE: dict[str, float] = {
     "long_chain": 0.5, "reversal": 0.03, "sorting": 0.07, "counting": 0.0,
 }  # fmt: skip
 
-# How often a sample of each is drawn, in parts. `long_chain` is never trained on.
-SHARES: dict[str, float] = {
-    "greeting": 6, "fact": 13, "addition": 16, "subtraction": 20, "working": 5, "multiplication": 6,
-    "comparison": 6, "word_problem": 7, "story": 2.5, "lookup": 3, "tracking": 7, "chain": 13, "reversal": 4,
-    "sorting": 12, "counting": 2, "steps": 3, "large": 1, "absent": 1, "introduction": 2, "unknown": 2,
-    "partner": 1,
-}  # fmt: skip
+# How often a sample of each family is drawn, in parts: first mostly drills of recall, on which much of the
+# rest stands, then all together. `long_chain` is never trained on.
+MIXES: tuple[dict[str, float], ...] = (
+    {
+        "greeting": 4, "fact": 7, "addition": 6, "subtraction": 7, "working": 1.5, "multiplication": 2,
+        "comparison": 5, "word_problem": 3, "story": 1, "lookup": 10, "tracking": 6, "chain": 10,
+        "reversal": 6, "sorting": 5, "counting": 4, "steps": 1, "large": 0.5, "absent": 1, "introduction": 2,
+        "unknown": 1, "partner": 0.5, "recall": 16, "roll": 10, "everyone": 14,
+    },
+    {
+        "greeting": 6, "fact": 10, "addition": 13, "subtraction": 15, "working": 4, "multiplication": 5,
+        "comparison": 9, "word_problem": 6, "story": 2, "lookup": 7, "tracking": 9, "chain": 15,
+        "reversal": 7, "sorting": 8, "counting": 4, "steps": 2, "large": 0.5, "absent": 1, "introduction": 2,
+        "unknown": 1.5, "partner": 0.5, "recall": 2, "roll": 8, "everyone": 3,
+    },
+)  # fmt: skip
 
 
-def training_sample(family: str, rng: random.Random, hops: int = depth.TRAINED_HOPS) -> Sample:
-    """A sample that no probe will ask; `hops` is the stage of the curriculum of the chains."""
+def training_sample(family: str, rng: random.Random, stage: depth.Stage = depth.PROBED) -> Sample:
+    """A sample that no probe will ask; `stage` is that of the chains' curriculum."""
     if family == "long_chain":
         raise ValueError("long_chain is for probes only")
-    if family == "chain":
-        return draw(lambda r: depth.chain(r, hops), rng, probe=False)
+    if family in ("chain", "roll"):
+        make = depth.chain if family == "chain" else depth.roll
+        return draw(lambda r: make(r, stage), rng, probe=False)
     if family in _BY_PHRASING:
         return _BY_PHRASING[family](rng, False)
     return _FREE[family](rng) if family in _FREE else draw(_BY_CONTENT[family], rng, probe=False)

@@ -7,6 +7,7 @@ a probe asks once. The context is the key.
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from restack.demo import world
 from restack.demo.families.turns import Sample, Turn
@@ -15,6 +16,19 @@ TRAINED_HOPS = 4
 LONGEST = 9  # variables in a chain, so 8 hops at most
 LONG_HOPS = range(TRAINED_HOPS + 1, LONGEST)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of the curriculum of the chains: its first step, the hops asked for, the mix of families."""
+
+    start: float  # share of the run
+    fewest: int
+    most: int
+    mix: int  # which of `families.MIXES` the rows are drawn from
+
+
+PROBED = Stage(0, 1, TRAINED_HOPS, 1)  # the hops that probes ask for
 
 
 def lookup(rng: random.Random) -> Sample:
@@ -89,18 +103,18 @@ def _whereabouts(rng: random.Random, at: dict[str, str], things: list[str]) -> l
     ]
 
 
-def chain(rng: random.Random, hops: int = TRAINED_HOPS) -> Sample:
-    """Variables that name variables that name a word; what is this one, one to `hops` hops away? No working.
+def chain(rng: random.Random, stage: Stage = PROBED) -> Sample:
+    """Variables that name variables that name a word; what is this one, so many hops away? No working.
 
     Two chains (three now and then) of one length, interleaved: the words at their ends are equally likely
-    by every count, so chance is 1/2 (1/3). Chains grow with `hops`, the stage of the curriculum.
+    by every count, so chance is 1/2 (1/3). Chains grow with the stage's hops.
     """
     chains = 3 if rng.random() < 0.2 else 2
-    length = rng.randint(2, min(2 * hops + 1, LONGEST if chains == 2 else 6))
+    length = rng.randint(2, min(2 * stage.most + 1, LONGEST if chains == 2 else 6))
     context, names, values = _chains(rng, chains, length)
     questions = []
     for _ in range(5):
-        which, hop = rng.randrange(chains), rng.randint(1, min(hops, length - 1))
+        which, hop = rng.randrange(chains), rng.randint(stage.fewest, min(stage.most, length - 1))
         question = (f"What is {names[which][hop]}?", f"{values[which]}.")
         if question not in questions:
             questions.append(question)
@@ -113,6 +127,47 @@ def long_chain(rng: random.Random) -> Sample:
     context, names, values = _chains(rng, 2, rng.randint(hop + 1, LONGEST))
     which = rng.randrange(2)
     return _asked(context, [(f"What is {names[which][hop]}?", f"{values[which]}.")])
+
+
+def recall(rng: random.Random) -> Sample:
+    """A drill: up to eight variables with words of their own, all of them asked for at once."""
+    count = rng.randint(3, 8)
+    pairs = list(zip(rng.sample(LETTERS, count), rng.sample(world.WORDS, count), strict=True))
+    context = f"Let {'; '.join(f'{name} = {word}' for name, word in pairs)}."
+    return _roll(rng, context, pairs)
+
+
+def roll(rng: random.Random, stage: Stage = PROBED) -> Sample:
+    """A drill: the variables of two chains, up to so many hops away, all asked for at once."""
+    length = rng.randint(2, min(2 * stage.most + 1, LONGEST))
+    context, names, values = _chains(rng, 2, length)
+    pairs = [
+        (name, value) for chain, value in zip(names, values, strict=True) for name in chain[: stage.most + 1]
+    ]
+    return _roll(rng, context, pairs)
+
+
+def _roll(rng: random.Random, context: str, pairs: list[tuple[str, str]]) -> Sample:
+    asked = rng.sample(pairs, min(len(pairs), 8))
+    question = f"What are {', '.join(name for name, _ in asked)}?"
+    return _asked(
+        context, [(question, "; ".join(f"{name} is {word}" for name, word in asked) + ".")], weight=2.0
+    )
+
+
+def everyone(rng: random.Random) -> Sample:
+    """A drill: what all of some people have, or who has all of some things, asked for at once."""
+    count = rng.randint(2, 5)
+    pairs = list(zip(rng.sample(world.NAMES, count), rng.sample(world.THINGS, count), strict=True))
+    context = " ".join(f"{name} has a {thing}." for name, thing in pairs)
+    rng.shuffle(pairs)
+    if rng.random() < 0.5:
+        question = f"What do {', '.join(name for name, _ in pairs)} have?"
+        answer = " ".join(f"{name} has a {thing}." for name, thing in pairs)
+    else:
+        question = f"Who has the {', '.join(thing for _, thing in pairs)}?"
+        answer = " ".join(f"{name} has the {thing}." for name, thing in pairs)
+    return _asked(context, [(question, answer)], weight=2.0)
 
 
 def _chains(rng: random.Random, chains: int, length: int) -> tuple[str, list[list[str]], list[str]]:

@@ -1,0 +1,82 @@
+"""Functions put on a module that are bound to it from inside: copies would call the original."""
+
+from collections.abc import Iterable
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+from torch import nn
+
+from restack.errors import ViewError
+
+# What transformers keeps of a compiled model; compiled again when it is next needed.
+COMPILED = ("_compiled_call", "_last_compile_config")
+
+
+def refuse_bound_functions(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse modules that cannot be copied because `copy.deepcopy` leaves functions as they are.
+
+    A function whose closure holds one of the modules, as `torch.compile(model.forward)` returns, would run
+    the original module in the copy without a word. Methods and partials over a module are copied rightly.
+
+    Raises:
+        ViewError: some attribute of a module is such a function.
+    """
+    named = list(modules)
+    copied = {id(module) for _, module in named}
+    for path, module in named:
+        state: dict[str, Any] = module.__getstate__()  # type: ignore[no-untyped-call]
+        for name, value in state.items():  # what deepcopy copies of it
+            if name not in COMPILED and _is_bound(value, copied):
+                place = ".".join(filter(None, (path, name)))
+                raise ViewError(
+                    f"{place} of the {type(module).__name__} was replaced by a function that is bound to the "
+                    "base; make views first, then compile or patch each"
+                )
+
+
+def _is_bound(value: Any, modules: set[int]) -> bool:
+    while isinstance(value, MethodType | partial):  # these are copied themselves, but not their function
+        value = value.__func__ if isinstance(value, MethodType) else value.func
+    if not isinstance(value, FunctionType):
+        return False
+    left, seen = [value], set()
+    while left:
+        item: Any = left.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if id(item) in modules:
+            return True
+        left.extend(_held(item))
+    return False
+
+
+def _held(value: Any) -> list[Any]:
+    """What a function, or a container that a function holds, holds in turn."""
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        used = [value.__globals__.get(name) for name in value.__code__.co_names]
+        bound = [item for item in used if isinstance(item, nn.Module | MethodType | partial)]
+        return [
+            *cells,
+            *bound,
+            value.__defaults__,
+            value.__kwdefaults__,
+            vars(value),
+        ]  # `__wrapped__` is in the last
+    if isinstance(value, MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple | set) else []
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
