@@ -48,9 +48,10 @@ def run(out: Path, probes_per_family: int) -> None:
                 question
             )
             console.print(Text(f"    {name:<11}", style="bold"), Text(answer))
-    console.print()
+    console.print(Text("\nWeights in memory", style="bold"))
     console.print(_memory(base, plans, models))
-    console.print()
+    title = f"\nHeld-out probes, share answered right ({probes_per_family} a family)"
+    console.print(Text(title, style="bold"))
     console.print(_scores(models, tokenizer, probes_per_family, console))
     out.mkdir(parents=True, exist_ok=True)
     picture = out / "plans.png"
@@ -60,9 +61,9 @@ def run(out: Path, probes_per_family: int) -> None:
 
 
 def _memory(base: Any, plans: dict[str, Plan], models: dict[str, Any]) -> Table:
-    table = Table(title="Weights in memory", title_justify="left", box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 1))
     for name in ("", "plan", "visits", "shared", "its own", "materialised", "KV a token"):
-        table.add_column(name, justify="left" if name in ("", "plan") else "right")
+        table.add_column(name, justify="left" if name in ("", "plan") else "right", no_wrap=True)
     for name, plan in plans.items():
         costs = cost(base, plan)
         own = own_bytes(models[name], base)
@@ -88,8 +89,7 @@ def _scores(models: dict[str, Any], tokenizer: Any, n: int, console: Console) ->
                 given = answers(model, tokenizer, items)
                 right[name][family] = sum(map(is_right, items, given)) / len(items)
                 progress.advance(task)
-    title = f"Held-out probes, share answered right ({n} a family)"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 2))
     table.add_column("family")
     for name in models:
         table.add_column(name, justify="right")
