@@ -218,7 +218,7 @@ def _device(name: str) -> "torch.device":
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:  # each kind of device fails in its own way
         reason = str(error).splitlines()[0]
         raise ModelError(
             f"device {name!r} cannot be used: {reason:.120}; write cpu, cuda or cuda:1"

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -119,3 +120,26 @@ def test_a_full_disk_is_told():
     assert done.returncode == 2
     assert done.stderr.startswith("restack: cannot write or read: No space left")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("redirection", ["<&-", ">&-"])
+def test_closed_streams(redirection):
+    command = f"{sys.executable} -m restack generate demo {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("restack: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_terminal_without_our_characters():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "restack", "show", "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_command_prints_the_help(capsys):
+    assert main([]) == 2
+    output = capsys.readouterr()
+    assert "Usage" in output.out + output.err
+    assert "restack: ;" not in output.err

@@ -3,13 +3,15 @@
 import os
 import sys
 from contextlib import suppress
+from io import BytesIO, TextIOWrapper
 
-from restack.errors import RestackError
+from restack.errors import RestackError, UsageError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 2 wrong input or closed output, 130 interrupted."""
     try:
+        _open_streams()
         return _run(arguments)
     except RestackError as error:
         return _end(str(error), 2)
@@ -41,8 +43,19 @@ def _run(arguments: list[str] | None) -> int:
     except typer.Exit as leave:
         return leave.exit_code
     except _usage_error(typer.BadParameter) as error:
-        return _end(f"{error.format_message()}; see restack --help", 2)  # type: ignore[attr-defined]
+        message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        return _end(f"{message}; see restack --help", 2) if message else 2  # without: the help was printed
     return 0
+
+
+def _open_streams() -> None:
+    """Make the standard streams usable: closed ones are None, and some encodings lack our characters."""
+    if sys.stdout is None:
+        raise UsageError("standard output is closed; there is nowhere to write to")
+    if sys.stdin is None:
+        sys.stdin = TextIOWrapper(BytesIO())
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _usage_error(bad_parameter: type[Exception]) -> type[Exception]:
@@ -57,7 +70,7 @@ def _discard_output() -> None:
 
 
 def _end(message: str, status: int) -> int:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):  # closed, or never open
         sys.stdout.flush()
     with suppress(OSError, ValueError):
         print(message if "\n" in message else f"restack: {message}", file=sys.stderr)

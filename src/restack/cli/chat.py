@@ -79,6 +79,10 @@ class Chat:
                     raise UsageError(f"there is no {command}; /help lists what there is")
         except RestackError as error:
             self.refuse(error)
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            self.note("Stopped; the conversation goes on as it was.")
 
     def layers(self, spec: str) -> None:
         """Go on with another view of the same weights."""
