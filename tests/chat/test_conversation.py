@@ -5,7 +5,7 @@ from restack import recipes
 from restack.chat import Conversation
 from restack.chat.conversation import PLAIN_TEMPLATE
 from restack.errors import UsageError
-from restack.runtime import Sampling
+from restack.runtime import ContextFull, Sampling
 from restack.views import view
 
 GREEDY = Sampling(temperature=0, max_tokens=24)
@@ -100,11 +100,81 @@ def test_an_empty_message_is_refused(demo, text):
     assert talk.messages == []
 
 
-def test_a_message_past_the_context_is_refused_and_forgotten(demo):
-    talk = Conversation(*demo, sampling=GREEDY)
-    with pytest.raises(UsageError, match="the model's context is 1024"):
-        talk.ask("word " * 2000)
+@pytest.mark.parametrize("prefix", ["", "Well,"])
+def test_a_message_past_the_context_is_refused_and_forgotten(demo, prefix):
+    pieces = []
+    talk = Conversation(*demo, ai_prefix=prefix, sampling=GREEDY)
+    with pytest.raises(ContextFull, match="the model's context is 1024"):
+        talk.ask("word " * 2000, pieces.append)
+    assert talk.messages == pieces == []
+
+
+def test_what_is_not_utf8_is_not_put_on_the_template(demo):
+    talk = Conversation(*demo)
+    with pytest.raises(UsageError, match="the conversation is not UTF-8"):
+        talk.ask("caf\udce9")
     assert talk.messages == []
+
+
+# Llama 3's in short: what is said is trimmed.
+TRIMMING = (
+    "{% for message in messages %}<{{ message['role'] }}>\n\n{{ message['content'] | trim }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>\n\n{% endif %}"
+)
+WITHOUT_OPENING = TRIMMING.partition("{% if add")[0]
+# Llama 2's in short: a user's message ends with what opens the answer, but for a blank.
+BRACKETS = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}[INST] {{ message['content'] }} [/INST]"
+    "{% else %} {{ message['content'] | trim }} <end>{% endif %}{% endfor %}"
+)
+# Qwen 3's in short: an answer in the history has no thoughts, and the last one has empty ones.
+THINKING = (
+    "{% for message in messages %}<{{ message['role'] }}>\n"
+    "{% if message['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' if loop.last }}"
+    "{{ message['content'].split('</think>')[-1] }}{% else %}{{ message['content'] }}{% endif %}<end>"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("prefix", ["Step 1:\n", " Step 1:  ", "\n", "Step 1:"])
+@pytest.mark.parametrize(
+    ("template", "before"),
+    [
+        (TRIMMING, "<user>\n\nHello!<end><assistant>\n\n"),
+        (TRIMMING.replace(" | trim", ""), "<user>\n\nHello!<end><assistant>\n\n"),
+        (WITHOUT_OPENING, "<user>\n\nHello!<end><assistant>\n\n"),
+        (WITHOUT_OPENING.replace(" | trim", ""), "<user>\n\nHello!<end><assistant>\n\n"),
+        (BRACKETS, "[INST] Hello! [/INST] "),
+        (BRACKETS.replace(" | trim", ""), "[INST] Hello! [/INST] "),
+        (THINKING, "<user>\nHello!<end><assistant>\n"),
+    ],
+)
+def test_a_prefix_keeps_its_blanks_under_every_template(demo, template, before, prefix):
+    if (template, prefix) in ((WITHOUT_OPENING, "\n"), (BRACKETS, " Step 1:  ")):
+        before = before.rstrip()  # nobody can tell the template's blanks from those that it trimmed
+    tokenizer = recipes.open_tokenizer("demo")
+    tokenizer.chat_template = template
+    talk = Conversation(demo[0], tokenizer, ai_prefix=prefix)
+    talk.messages = [user("Hello!")]
+    expected = tokenizer(before + prefix, add_special_tokens=False)["input_ids"]
+    assert talk._prompt().tolist() == [expected]
+
+
+def test_thoughts_can_be_a_prefix(demo):
+    tokenizer = recipes.open_tokenizer("demo")
+    tokenizer.chat_template = THINKING
+    talk = Conversation(demo[0], tokenizer, ai_prefix="<think>Easy.</think>")
+    talk.messages = [user("Hello!")]
+    assert tokenizer.decode(talk._prompt()[0]).endswith("<assistant>\n<think>Easy.</think>")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "end"), [("Well,\n", "Assistant: Well,\n"), (" Well, ", "Assistant: Well, ")]
+)
+def test_a_prefix_keeps_its_blanks_without_a_template(no_template, prefix, end):
+    talk = Conversation(*no_template, ai_prefix=prefix)
+    talk.messages = [user("Hello!")]
+    assert talk.tokenizer.decode(talk._prompt()[0]) == "<|bos|>User: Hello!\n\n" + end
 
 
 @pytest.fixture

@@ -23,6 +23,14 @@ def test_the_prompt_may_come_along_a_pipe(capsys, monkeypatch):
     assert generated(capsys, "demo") == "The capital of France is Paris.\n"
 
 
+def test_a_byte_order_mark_is_no_part_of_a_prompt(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(FRANCE.encode("utf-8-sig"))))
+    heard = []
+    monkeypatch.setattr("restack.cli.generate.Conversation.ask", lambda self, text, write: heard.append(text))
+    generated(capsys, "demo")
+    assert heard == [FRANCE]
+
+
 @pytest.mark.parametrize("option", ["--ai-prefix", "--ai_prefix"])
 def test_a_prefix_begins_the_answer_and_its_newline_is_one(capsys, option):
     told = generated(capsys, "demo", "-p", "What is 345 + 213?", option, r"Let's think step by step.\n")

@@ -79,6 +79,107 @@ def test_the_picture_has_a_bar_a_run(capsys, llama):
     assert out.count("█") == 16 + 24 + 1
 
 
+@pytest.mark.parametrize(
+    ("spec", "bars"),
+    [
+        ("::-1", ["31..0"]),
+        ("0:4,3:0:-1,0:2,2", ["0..3", "3..1", "0..2"]),
+        ("3,2,3,4", ["3", "2..4"]),
+        ("5x3", ["5", "5", "5"]),
+        ("0,1x60", ["0..1", *["1"] * 39, "and 20 more such runs of layers"]),
+    ],
+)
+def test_the_picture_is_no_longer_than_it_must_be(capsys, llama, spec, bars):
+    main(["show", llama, "--layers", spec])
+    picture = capsys.readouterr().out.partition("plan  ")[2].partition("as a view")[0].splitlines()[1:-1]
+    assert [line.partition("█")[0].strip() for line in picture if line.strip()] == bars
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--kv", "cla2"], "visit 1 asks for shared keys and values (kv=)"),
+        (["--layers", "0:32@0.5"], "visit 0 asks for damping (@)"),
+        (["--layers", "0,5{q_proj:0.5}"], "visit 1 asks for a scale ({})"),
+    ],
+)
+def test_what_no_view_can_run_is_costed_and_told(capsys, llama, options, why):
+    assert shown(capsys, llama, *options)["plan"]["refused"].startswith(why)
+    assert main(["show", llama, *options]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "No view can run this plan" in line]
+    assert len(told) == 1
+    assert why in told[0]
+
+
+def test_a_model_that_views_refuse_is_told_too(capsys, tmp_path):
+    config = {
+        "model_type": "gemma3n_text", "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4,
+        "num_kv_shared_layers": 2, "vocab_size": 99, "vocab_size_per_layer_input": 99,
+        "intermediate_size": [64] * 4,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "ties its layers together" in shown(capsys, str(tmp_path), "--layers", "0,1,1")["plan"]["refused"]
+    assert shown(capsys, str(tmp_path))["plan"]["refused"] is None
+
+
+@pytest.mark.parametrize("options", [[], ["--layers", "::-1"], ["--layers", "0:8,4:12"]])
+def test_nothing_is_told_of_a_plan_that_views_run(capsys, llama, options):
+    assert shown(capsys, llama, *options)["plan"]["refused"] is None
+    main(["show", llama, *options])
+    assert "No view" not in capsys.readouterr().out
+
+
+def test_the_unique_parameters_are_those_of_a_view(capsys, llama):
+    main(["show", llama, "--layers", "0:8,4:32"])
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "unique parameters" in line]
+    assert row.split()[2:] == ["8,030,261,248", "(8.0B)", "-"]
+
+
+def test_a_model_without_a_limit_has_no_context(capsys, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "xlnet", "n_layer": 2, "d_model": 32}))
+    assert shown(capsys, str(tmp_path))["context"] is None
+    main(["show", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "context      no limit in its config" in out
+
+
+def test_no_columns_are_as_many_as_usual(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["show", "demo"])
+    usual = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "0")
+    assert main(["show", "demo"]) == 0
+    assert capsys.readouterr().out == usual != ""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        ("fp16", "float16"),
+        ("half", "float16"),
+        ("bf16", "bfloat16"),
+        ("fp32", "float32"),
+        ("auto", "bfloat16"),
+    ],
+)
+def test_dtypes_have_their_short_names(capsys, dtype, name):
+    assert shown(capsys, "demo", "--dtype", dtype)["dtype"] == name
+
+
+def test_a_folder_called_demo_is_named_by_its_path(capsys, monkeypatch, tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "config.json").write_text(json.dumps(LLAMA_3_8B))
+    monkeypatch.chdir(tmp_path)
+    assert [shown(capsys, name)["layers"] for name in ("demo", "./demo", "demo/", "./demo@0:4")] == [
+        12,
+        32,
+        32,
+        32,
+    ]
+    main(["show", "--help"])
+    assert "./demo" in capsys.readouterr().out
+
+
 def test_hybrids_count_only_layers_that_keep_keys_and_values(capsys, tmp_path):
     config = {
         "model_type": "lfm2", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4,
@@ -88,6 +189,15 @@ def test_hybrids_count_only_layers_that_keep_keys_and_values(capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     facts = shown(capsys, str(tmp_path), "--layers", "0,1,1,3", "--dtype", "float32")
     assert facts["plan"]["kv_bytes_per_token"] == 3 * 2 * 2 * 16 * 4
+
+
+def test_sizes_of_quantised_models_are_said_to_be_those_before(capsys, tmp_path):
+    settings = {"quant_method": "awq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B | {"quantization_config": settings}))
+    assert shown(capsys, str(tmp_path))["quantised"] == "awq"
+    assert main(["show", str(tmp_path)]) == 0
+    assert "Sizes are those of the weights before awq quantised them." in capsys.readouterr().out
+    assert shown(capsys, "demo")["quantised"] is None
 
 
 def test_a_sliding_map_is_of_a_model_with_a_window(capsys, tmp_path):

@@ -43,6 +43,19 @@ from restack.cli import main
         (["shwo", "demo"], "No such command"),
         (["generate", "demo", "--prompt", ""], "the prompt is empty"),
         (["generate", "demo", "--prompt", "hi", "--top-p", "2"], "top-p 2.0"),
+        (["generate", "demo", "--prompt", "hi", "--temperature", "inf"], "temperature inf: write 0, or"),
+        (["chat", "demo", "--temperature", "nan"], "temperature nan: write 0, or"),
+        (["show", "./no-such-folder"], "there is no folder ./no-such-folder"),
+        (["show", "~no-such-user/model"], "there is no folder ~no-such-user/model"),
+        (["generate", "demo", "--prompt", "a\udcff"], "byte 0xff at character 2 of --prompt is not UTF-8"),
+        (["generate", "demo", "--raw", "-p", "\udce9"], "byte 0xe9 at character 1 of --prompt is not UTF-8"),
+        (
+            ["generate", "demo", "-p", "hi", "-s", "\udc80"],
+            "byte 0x80 at character 1 of --system is not UTF-8",
+        ),
+        (["chat", "demo", "--ai_prefix", "\udc80"], "character 1 of --ai-prefix is not UTF-8"),
+        (["demo", "--out", "/dev/null"], "--out /dev/null: /dev/null is not a folder"),
+        (["demo", "--out", "/dev/null/deep/er"], "--out /dev/null/deep/er: /dev/null is not a folder"),
         (
             ["generate", "demo", "--prompt", "hi", "--temperature", "warm"],
             "Invalid value for '--temperature'",
@@ -109,6 +122,60 @@ def test_an_interrupt_in_the_middle_of_an_answer():
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert error.decode() == "restack: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show", "demo"],
+        ["show", "demo", "--json"],
+        ["chat", "demo"],
+        ["generate", "demo", "--prompt", "hi"],
+        ["demo"],
+        ["--help"],
+        ["--version"],
+    ],
+)
+def test_every_command_ends_alike_on_a_closed_pipe(tmp_path, arguments):
+    process = started(*arguments, stdin=subprocess.DEVNULL, cwd=tmp_path)
+    process.stdout.close()
+    error = process.stderr.read().decode()
+    assert process.wait(60) == 2
+    assert error == "restack: the output was closed before the end\n"
+
+
+@pytest.mark.parametrize("place", ["missing/folder", ".", "config.json"])
+@pytest.mark.parametrize("command", [["show"], ["generate", "--prompt", "hi"], ["chat"]])
+def test_a_wrong_folder_is_told_at_once(tmp_path, command, place):
+    (tmp_path / "config.json").touch()
+    (tmp_path / "empty").mkdir()
+    check = (
+        "import sys; from restack.cli import main; status = main(sys.argv[1:]); "
+        "sys.exit(status + 10 * ('torch' in sys.modules or 'transformers' in sys.modules))"
+    )
+    model = (
+        str(tmp_path / "empty" / ".." / place) if place == "config.json" else str(tmp_path / "empty" / place)
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check, *command, model], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert model in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a-file", "a-file/deeper", "closed", "closed/new", "taken"])
+def test_where_the_demo_cannot_draw_is_told_before_it_begins(capsys, monkeypatch, tmp_path, name):
+    monkeypatch.setattr("restack.cli.demo.run", lambda out, probes: pytest.fail("it began"))
+    (tmp_path / "a-file").touch()
+    (tmp_path / "closed").mkdir(mode=0o500)
+    (tmp_path / "taken" / "plans.png").mkdir(parents=True)
+    if os.access(tmp_path / "closed", os.W_OK):  # to root, nothing is closed
+        monkeypatch.setattr(
+            os, "access", lambda place, mode: not mode & os.W_OK or "closed" not in str(place)
+        )
+    assert main(["demo", "--out", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.startswith(f"restack: --out {tmp_path / name}: ")
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["a-file", "closed", "taken"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -184,3 +184,23 @@ def test_plans_that_paths_cannot_say(text: str) -> None:
 
 def test_a_path_stops_at_the_limit() -> None:
     assert "more than 16384 visits" in refusal("0..999," * 100 + "0", 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "(4,8),10:",
+            r"put ; between blocks; for more than blocks write a spec, which says this as 0:8,4:12",
+        ),
+        ("(4,8);10:", r"\^ not a block; .* write a spec, which says this as 0:8,4:12"),
+        ("(4,8)@0.5", r"\^ not part of a list of blocks; .* says this as 0:8,4:12"),
+        ("(4,8);kv=0_1", r"\^ not a block; .* says this as 0:8,4:12"),
+        ("(2,4);(6,8),9", r"says this as 0:4,2:8,6:12"),
+        ("(4,80),9", r"write \(45,52\), or \(31,34\);\(43,45\)"),
+        ("0:4,(4,8)", r"\^ a block \(i,j\) stands alone; in a spec write slices"),
+    ],
+)
+def test_blocks_beside_other_things(text, told):
+    with pytest.raises(restack.PlanError, match=told):
+        restack.plan(text, 12)

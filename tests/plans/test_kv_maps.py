@@ -180,3 +180,9 @@ def test_other_texts_are_no_map(kv: str) -> None:
 @pytest.mark.parametrize("kv", [5, 0, True, [0, 0, 2, 2], (0, 1), b"0_0", {"0": 1}, 1.5])
 def test_a_map_is_text(kv: Any) -> None:
     assert "write a KV map as in '0_0_2_2'" in refusal("all", kv=kv)
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_map_is_told_to_be_left_out(text):
+    with pytest.raises(restack.PlanError, match=r"^the KV map is empty; write .* or leave it out$"):
+        restack.plan("all", 4, kv=text)

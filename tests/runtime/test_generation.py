@@ -2,10 +2,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import LlamaConfig, MambaConfig, XLNetConfig
 
 from restack import recipes
 from restack.errors import UsageError
-from restack.runtime import Sampling, generate
+from restack.runtime import ContextFull, Sampling, context_length, generate
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +18,14 @@ def demo():
     "wrong",
     [
         {"temperature": -0.1},
+        {"temperature": float("inf")},
+        {"temperature": float("nan")},
+        {"temperature": 1e-40},
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"top_k": -1},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("inf")},
         {"max_tokens": 0},
     ],
 )
@@ -42,6 +47,29 @@ def test_settings_out_of_range_are_refused(wrong):
 )
 def test_settings_are_those_of_transformers(sampling, settings):
     assert sampling.settings() == settings
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e30])
+def test_the_ends_of_the_temperatures_can_be_drawn_at(demo, temperature):
+    model, tokenizer = demo
+    tokens = tokenizer("Once there was", return_tensors="pt")["input_ids"]
+    sampling = Sampling(temperature=temperature, top_p=1, max_tokens=8)
+    generate(model, tokenizer, tokens, sampling)  # infinite logits would be an error
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [(LlamaConfig(max_position_embeddings=77), 77), (XLNetConfig(), None), (MambaConfig(), None)],
+)
+def test_some_models_have_no_limit(config, tokens):
+    assert context_length(config) == tokens
+
+
+def test_a_model_without_a_limit_says_what_it_is_asked_for(demo):
+    _, tokenizer = demo
+    speaker = Speaker(tokenizer, "Hello!")
+    speaker.config = XLNetConfig()
+    assert generate(speaker, tokenizer, torch.tensor([[1] * 5000]), Sampling()) == "Hello!"
 
 
 def test_a_seed_repeats_the_text(demo):
@@ -81,7 +109,7 @@ def test_max_tokens_stops_at_the_context(demo, monkeypatch):
     sampling = Sampling(temperature=0, max_tokens=50)
     generate(model, tokenizer, tokens, sampling, suppress_tokens=[tokenizer.eos_token_id])
     assert lengths == [1024]  # 4 new ones
-    with pytest.raises(UsageError, match="context is 1024"):
+    with pytest.raises(ContextFull, match="context is 1024"):
         generate(model, tokenizer, torch.cat([tokens, tokens], 1), Sampling())
 
 

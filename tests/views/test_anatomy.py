@@ -7,7 +7,7 @@ from torch import nn
 
 import restack
 from restack.views.anatomy import anatomy, decoder_config
-from tests.views.architectures import ARCHITECTURES, BY_NAME, COMMON, LLAMA, copy_weights
+from tests.views.architectures import ARCHITECTURES, BY_NAME, COMMON, LLAMA, Architecture, copy_weights
 
 PROMPT = torch.arange(3, 12)[None]
 
@@ -131,3 +131,28 @@ def test_the_bare_decoder():
         ours = restack.view(base.model, order)(PROMPT).last_hidden_state
         theirs = LLAMA.twin(base, order).model(PROMPT).last_hidden_state
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "mamba", "falcon"])
+def test_bare_decoders_are_no_encoders(name):
+    """GPT-NeoX's config says is_decoder=False, and Mamba's layers say nothing of it."""
+    base = BY_NAME[name].model()
+    bare = getattr(base, base.base_model_prefix)
+    view = restack.view(restack.view(bare, [0, 1, 1, 3]), [0, 3])
+    assert view.restack_plan.order == (0, 3)
+
+
+def test_bert_as_a_decoder():
+    bert = Architecture("bert", "BertConfig", {"is_decoder": True}, layers="bert.encoder.layer")
+    base, order = bert.model(), [0, 2, 1, 2, 3]
+    with torch.no_grad():
+        assert torch.equal(restack.view(base, order)(PROMPT).logits, bert.twin(base, order)(PROMPT).logits)
+
+
+def test_another_part_that_has_as_many_layers():
+    """One with a config of its own is no part of the layers."""
+    base = LLAMA.model()
+    base.model.eye = nn.Module()
+    base.model.eye.config = transformers.ViTConfig()
+    base.model.eye.layers = nn.ModuleList(nn.Linear(2, 2) for _ in base.model.layers)
+    assert restack.view(base, [3, 1]).restack_plan.order == (3, 1)

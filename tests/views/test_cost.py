@@ -95,3 +95,18 @@ def test_of_a_large_model_that_is_not_loaded():
     said = cost(model, plan)
     assert time.process_time() - start < 0.3
     assert said.kv_bytes_per_token == 120 * 2 * 8 * 128 * model.lm_head.weight.element_size()
+
+
+def test_a_quantised_model_that_is_not_loaded():
+    """Its config makes a model whose weights are not quantised, and the sizes are of those."""
+    settings = COMMON | {"dtype": torch.bfloat16}
+    config = transformers.LlamaConfig(**settings, quantization_config={"quant_method": "awq", "bits": 4})
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    plan = restack.plan("all", 4)
+    said = cost(model, plan)
+    assert said.quantised == "awq"
+    assert said.base_bytes == 2 * said.base_parameters
+    assert cost(BY_NAME["llama"].model(), plan).quantised is None
+    model.hf_quantizer = object()  # what from_pretrained leaves on a model with quantised weights
+    assert cost(model, plan).quantised is None

@@ -9,6 +9,7 @@ import transformers
 from torch import nn
 
 import restack
+from restack.views import runnable
 from tests.views.architectures import BY_NAME, COMMON, LLAMA, VOCABULARY
 
 CALLS = [restack.view, lambda model, plan: restack.sling(model, plan=plan), restack.materialise]
@@ -251,3 +252,74 @@ def test_refusals_change_nothing():
     assert torch.equal(
         model.model.layers[0].mlp.up_proj.weight, LLAMA.model().model.layers[0].mlp.up_proj.weight
     )
+
+
+XLM = {"vocab_size": 96, "emb_dim": 32, "n_layers": 3, "n_heads": 2, "causal": True}
+
+
+@every_call
+@pytest.mark.parametrize("name", ["XLM", "Flaubert"])
+def test_layers_in_parallel_lists(call, name):
+    """Attention in one list, MLP in another, and a norm for each: reordering one would be silently wrong."""
+    model = getattr(transformers, f"{name}WithLMHeadModel")(getattr(transformers, f"{name}Config")(**XLM))
+    with pytest.raises(restack.ViewError, match=r"another list beside them \(transformer\.attentions\)"):
+        call(model, [2, 1, 0])
+
+
+@every_call
+@pytest.mark.parametrize("every", [0, 2])
+def test_weights_that_the_model_changes_by_place(call, every):
+    model = transformers.RwkvForCausalLM(
+        transformers.RwkvConfig(vocab_size=96, hidden_size=32, num_hidden_layers=4, rescale_every=every)
+    ).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(restack.ViewError, match=r"rescales its weights in place.*\(rescale_every\)"):
+        call(model, [0, 3, 3, 3])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+PICTURE = {"image_size": 16, "patch_size": 8}
+ENCODERS = {
+    "bert": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**TINY)),
+    "bert with a causal head": lambda: transformers.BertLMHeadModel(transformers.BertConfig(**TINY)),
+    "roberta": lambda: transformers.RobertaForCausalLM(transformers.RobertaConfig(**TINY)),
+    "roformer": lambda: transformers.RoFormerModel(transformers.RoFormerConfig(**TINY)),
+    "deberta": lambda: transformers.DebertaV2Model(transformers.DebertaV2Config(**TINY)),
+    "modernbert": lambda: transformers.ModernBertModel(transformers.ModernBertConfig(**TINY)),
+    "vit": lambda: transformers.ViTModel(transformers.ViTConfig(**TINY, **PICTURE)),
+    "clip": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**TINY, **PICTURE)),
+    "gemma for embedding": lambda: transformers.Gemma3TextModel(
+        transformers.Gemma3TextConfig(**COMMON, head_dim=8, use_bidirectional_attention=True)
+    ),
+    "llama both ways": lambda: LLAMA.model(is_causal=False),
+}
+
+
+@every_call
+@pytest.mark.parametrize("make", ENCODERS.values(), ids=ENCODERS)
+def test_encoders(call, make):
+    with pytest.raises(restack.ViewError, match="is an encoder"):
+        call(make(), [0, 1, 1])
+
+
+@pytest.mark.parametrize("spec", ["0:4,1:", "::-1"])
+def test_plans_that_views_run_are_told_without_a_model(spec):
+    plan = restack.plan(spec, 4)
+    assert runnable(plan) is plan
+
+
+@pytest.mark.parametrize(
+    ("spec", "depths", "told"),
+    [
+        ("0:2,1@0.5", 4, "visit 2 asks for damping"),
+        ("0:2,1{o_proj:0.7}", 4, "visit 2 asks for a scale"),
+        ("cla2", 4, "visit 1 asks for shared keys and values"),
+        ("yoco", 4, "visit 0 asks for a sliding window"),
+        ("0/0:2,1/2:", (4, 4), "visit 2 asks for a second donor"),
+        ("0/0:4", (4, 4), "over 2 models"),
+    ],
+)
+def test_plans_that_views_do_not_run_are_told_without_a_model(spec, depths, told):
+    with pytest.raises(restack.ViewError, match=told):
+        runnable(restack.plan(spec, depths))

@@ -217,3 +217,19 @@ def test_a_slung_model_can_be_copied():
 def test_unsling_of_a_model_that_is_not_slung():
     with pytest.raises(restack.ViewError, match="not slung"):
         restack.unsling(LLAMA.model())
+
+
+@pytest.mark.parametrize(
+    ("notation", "told"),
+    [
+        ("0:3,1:", r"write plan='0:3,1:'"),
+        (restack.plan("0:3", 4), r"write plan=restack\.plan\('0:3', \(4,\)\)"),
+        ([0, 1, 1, 3], r"write repeat_map_raw=\[0, 1, 1, 3\]"),
+    ],
+    ids=["spec", "plan", "layers"],
+)
+def test_another_notation_in_the_place_of_depth_ranges(notation, told):
+    model = LLAMA.model()
+    with pytest.raises(restack.PlanError, match=told):
+        restack.sling(model, notation)
+    assert len(model.model.layers) == 4

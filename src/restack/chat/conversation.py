@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from restack.errors import UsageError
-from restack.runtime import Sampling, generate
+from restack.runtime import Sampling, check_room, generate
 
 Message = dict[str, str]
 
@@ -58,12 +58,14 @@ class Conversation:
     def ask(self, text: str, on_text: Callable[[str], None] = lambda text: None) -> str:
         """The answer to a user's message; pieces go to `on_text` as they are written, the prefix first.
 
+        The first piece, the prefix or "" without one, comes as soon as the model begins to read.
+
         An answer that is interrupted (KeyboardInterrupt) stays in the conversation as far as it came; if the
         model had not said anything yet, the conversation is as before.
 
         Raises:
-            UsageError: the message is empty, the context is full, or the model's chat template refuses the
-                conversation, which is then as before.
+            UsageError: the message is empty, the context is full (`ContextFull`), or the model's chat
+                template refuses the conversation, which is then as before.
         """
         if not text.strip():
             raise UsageError("the message is empty; write something to answer")
@@ -77,8 +79,8 @@ class Conversation:
         self.messages.append({"role": "user", "content": text})
         try:
             tokens = self._prompt()
-            if self.ai_prefix:
-                hear(self.ai_prefix)
+            check_room(self.model, tokens)  # before anything is heard of an answer
+            hear(self.ai_prefix)
             stop = () if self.tokenizer.chat_template else PLAIN_STOPS
             generate(self.model, self.tokenizer, tokens, self.sampling, hear, stop=stop)
         except KeyboardInterrupt:
@@ -98,20 +100,40 @@ class Conversation:
         return answer
 
     def _prompt(self) -> Any:
-        messages = list(self.messages)
-        if self.ai_prefix:
-            messages.append({"role": "assistant", "content": self.ai_prefix})
+        """The conversation so far and the beginning of the answer, as tokens of shape (1, tokens)."""
         try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=None if self.tokenizer.chat_template else PLAIN_TEMPLATE,
-                add_generation_prompt=not self.ai_prefix,
-                continue_final_message=bool(self.ai_prefix),
-                return_tensors="pt",
-                return_dict=True,
-            )["input_ids"].to(self.model.device)
+            text = self._begun()
         except (TemplateError, TypeError, ValueError) as error:  # what templates and transformers raise
             raise self._refused(error) from error
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UsageError("the conversation is not UTF-8: it has half a surrogate pair in it; take it out")
+        return self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(
+            self.model.device
+        )
+
+    def _begun(self) -> str:
+        """The conversation as the template writes it, up to where the model goes on.
+
+        The prefix is written after the template's own opening of an answer, since many templates trim what
+        is said (Llama 3's) or cut it (those that hide thoughts).
+        """
+        opened = self._written(self.messages, add_generation_prompt=True)
+        if not self.ai_prefix:
+            return opened
+        if self.tokenizer.chat_template and opened != self._written(self.messages):
+            return opened + self.ai_prefix
+        # Such a template opens an answer only when there is one, and nobody else knows with which words.
+        answer = {"role": "assistant", "content": self.ai_prefix}
+        begun = self._written([*self.messages, answer], continue_final_message=True)
+        if begun.endswith(self.ai_prefix):
+            return begun
+        return begun.removesuffix(self.ai_prefix.strip()) + self.ai_prefix
+
+    def _written(self, messages: list[Message], **options: Any) -> str:
+        template = None if self.tokenizer.chat_template else PLAIN_TEMPLATE
+        return str(
+            self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
+        )
 
     def _refused(self, error: Exception) -> UsageError:
         """Which of the things that not every template takes there are, and what the template said."""

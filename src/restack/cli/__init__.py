@@ -12,7 +12,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 2 wrong input or closed output, 130 interrupted."""
     try:
         _open_streams()
-        return _run(arguments)
+        try:
+            return _run(arguments)
+        except SystemExit as leave:  # rich, when it finds the output closed; we end the same way everywhere
+            if isinstance(leave.__context__, BrokenPipeError):
+                raise leave.__context__ from None
+            raise
     except RestackError as error:
         return _end(str(error), 2)
     except KeyboardInterrupt:
@@ -49,13 +54,21 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _open_streams() -> None:
-    """Make the standard streams usable: closed ones are None, and some encodings lack our characters."""
+    """Make the standard streams usable, and a width that is one.
+
+    Closed streams are None, some encodings lack our characters, some locales let through what is not UTF-8.
+    """
     if sys.stdout is None:
         raise UsageError("standard output is closed; there is nowhere to write to")
     if sys.stdin is None:
         sys.stdin = TextIOWrapper(BytesIO())
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="strict")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) == 0:  # "not known"; rich would print nothing in no columns
+        del os.environ["COLUMNS"]
 
 
 def _usage_error(bad_parameter: type[Exception]) -> type[Exception]:

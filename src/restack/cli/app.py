@@ -71,10 +71,7 @@ def show(
 @app.command(rich_help_panel=TALK)
 def generate(
     model: o.Model,
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; standard input without it."),
-    ] = None,
+    prompt: o.Prompt = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it stands, without a chat template.")
     ] = False,
@@ -161,7 +158,7 @@ def chat(
 
 @app.command(rich_help_panel=LOOK)
 def demo(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the picture goes.")] = Path("demo"),
+    out: o.Out = Path("demo"),
     probes: Annotated[int, typer.Option(min=1, help="Questions of each family.")] = 40,
 ) -> None:
     """See it happen: one small model, three stacks of its layers, the same questions."""

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +13,7 @@ from restack.cli.text_input import read_lines
 from restack.cli.units import in_parameters
 from restack.errors import RestackError, UsageError
 from restack.plans import plan as read_plan
-from restack.runtime import Sampling
+from restack.runtime import ContextFull, Sampling
 from restack.views import view
 from restack.views.cost import cost
 
@@ -22,22 +21,28 @@ HELP = """\
 /layers SPEC   go on with other layers: /layers 0:8,4:12, or /layers all for the model as it is
 /reset         forget the conversation
 /help          this
-Ctrl-C stops an answer; Ctrl-D, or Ctrl-C at the prompt, ends the chat."""
+/exit, /quit   end the chat; so do Ctrl-D, and Ctrl-C at the prompt
+Ctrl-C stops an answer. Along a pipe, the first mistake ends the chat with exit status 2."""
+COMMANDS = ("/exit", "/help", "/layers ", "/quit", "/reset")  # as they are completed
 USER, ASSISTANT = "You  > ", "A.I. > "
 
 
 def run(source: Source, system: str | None, ai_prefix: str, sampling: Sampling) -> None:
-    """Talk until the input ends."""
+    """Talk until the input ends, or the user ends it.
+
+    In a terminal, a mistake is told and the chat goes on. Along a pipe, the first one ends it with exit
+    status 2: the lines after a wrong /layers were meant for other layers, and their answers would mislead.
+    """
     base, model, tokenizer = source.load()
     conversation = Conversation(model, tokenizer, system=system, ai_prefix=ai_prefix, sampling=sampling)
     chat = Chat(base, source.plan, conversation)
     chat.introduce(source.reference.model)
     for line in lines():
         text = line.strip()
+        if text in ("/exit", "/quit"):
+            break
         if text:
             chat.hear(text)
-    if sys.stdin.isatty():
-        print()
 
 
 class Chat:
@@ -96,9 +101,14 @@ class Chat:
 
     def answer(self, text: str) -> None:
         before = len(self.conversation.messages)
-        write(ASSISTANT)
+        said: list[str] = []
+
+        def hear(piece: str) -> None:
+            write(piece if said else ASSISTANT + piece)
+            said.append(piece)
+
         try:
-            self.conversation.ask(text, write)
+            self.conversation.ask(text, hear)
         except KeyboardInterrupt:
             print(flush=True)
             if not sys.stdin.isatty():
@@ -108,10 +118,17 @@ class Chat:
             self.note(f"Stopped; {what}. Ctrl-C again ends the chat.")
             return
         except UsageError as error:
-            print(flush=True)
+            if said:
+                print(flush=True)
+            if isinstance(error, ContextFull) and self.has_history:
+                error = UsageError(f"{error}, or forget the conversation with /reset")
             self.refuse(error)
             return
         print(flush=True)
+
+    @property
+    def has_history(self) -> bool:
+        return any(message["role"] != "system" for message in self.conversation.messages)
 
     def note(self, text: str) -> None:
         self.notes.print(text, style="dim")
@@ -128,12 +145,33 @@ def lines() -> Iterator[str]:
     if not sys.stdin.isatty():
         yield from read_lines(sys.stdin)
         return
-    with suppress(ImportError):
-        import readline  # noqa: F401  (gives `input` line editing and a history)
+    edit_lines()
     while True:
         try:
             yield input(USER)
         except EOFError:
+            print()
             return
+        except KeyboardInterrupt:
+            print()  # what is said of it begins a line of its own
+            raise
         except UnicodeDecodeError:
             print("That was not UTF-8; please type it again.", file=sys.stderr)
+
+
+def edit_lines() -> None:
+    """Give `input` line editing, a history and completion, where Python has them."""
+    try:
+        import readline
+    except ImportError:
+        return
+    readline.set_completer_delims("")
+    readline.set_completer(completion)
+    is_libedit = "libedit" in (readline.__doc__ or "")  # on macOS
+    readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
+
+
+def completion(line: str, number: int) -> str | None:
+    """One of the commands that a line begins, as readline asks for them."""
+    found = [command for command in COMMANDS if line.startswith("/") and command.startswith(line)]
+    return found[number] if number < len(found) else None

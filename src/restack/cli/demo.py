@@ -12,6 +12,7 @@ from rich.text import Text
 from restack.chat import Conversation
 from restack.cli import show
 from restack.cli.loading import Source
+from restack.cli.places import PICTURE
 from restack.cli.units import in_bytes
 from restack.demo.probes import FAMILIES, Probe, answers, is_right, probes
 from restack.plans import Plan
@@ -54,7 +55,7 @@ def run(out: Path, probes_per_family: int) -> None:
     console.print(Text(title, style="bold"))
     console.print(_scores(models, tokenizer, probes_per_family, console))
     out.mkdir(parents=True, exist_ok=True)
-    picture = out / "plans.png"
+    picture = out / PICTURE
     draw(plans, picture, "Three plans of the demo model")
     console.print(f"\n  The plans are drawn in {picture}. Took {time.perf_counter() - began:.0f} s.")
     console.print("  Next: [bold]restack chat demo[/], and in it: /layers 0:8,4:12")

@@ -89,7 +89,7 @@ class Source:
 
     def load(self) -> tuple[Any, Any, Any]:
         """The base model, the view of it that is asked for (or the base itself), and the tokenizer."""
-        plan = self.plan
+        plan = views.runnable(self.plan)  # told before the weights are read
         tokenizer = recipes.open_tokenizer(self.reference, **self._hub)
         base = recipes.open(self.reference, dtype=self.dtype, device=self.device, **self._hub)
         return base, base if plan.is_identity else views.view(base, plan), tokenizer

@@ -1,13 +1,42 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what can be told of them before anything slow is imported."""
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from restack import recipes
+from restack.cli.places import check_out
+from restack.cli.text_input import check_argument
+
+TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+
+
+def _checked_text(option: typer.CallbackParam, text: str | None) -> str | None:
+    if text is not None:
+        check_argument(text, option.opts[0])
+    return text
+
+
+def _checked_model(model: str) -> str:
+    recipes.check_location(recipes.parse_reference(model))
+    return model
+
+
+def _checked_out(out: Path) -> Path:
+    check_out(out)
+    return out
+
+
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A folder, a hub id or [bold]demo[/]; MODEL@SPEC is a view of it."),
+    typer.Argument(
+        metavar="MODEL",
+        callback=_checked_model,
+        help="A folder, a hub id or [bold]demo[/], the built-in model (./demo is a folder of that name); "
+        "MODEL@SPEC is a view of it.",
+    ),
 ]
 Layers = Annotated[
     str | None,
@@ -39,7 +68,10 @@ KvMap = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        metavar="DTYPE", help="auto (as stored), float32, bfloat16 or float16.", rich_help_panel="Model"
+        metavar="DTYPE",
+        callback=lambda name: TORCH_NAMES.get(name, name),
+        help="auto (as stored), float32, bfloat16 or float16; fp32, bf16 and fp16 too.",
+        rich_help_panel="Model",
     ),
 ]
 Device = Annotated[
@@ -55,7 +87,14 @@ TrustRemoteCode = Annotated[
 ]
 System = Annotated[
     str | None,
-    typer.Option("--system", "-s", metavar="TEXT", help="The system prompt.", rich_help_panel="Conversation"),
+    typer.Option(
+        "--system",
+        "-s",
+        metavar="TEXT",
+        callback=_checked_text,
+        help="The system prompt.",
+        rich_help_panel="Conversation",
+    ),
 ]
 AiPrefix = Annotated[
     str,
@@ -63,10 +102,22 @@ AiPrefix = Annotated[
         "--ai-prefix",
         "--ai_prefix",
         metavar="TEXT",
+        callback=_checked_text,
         help=r"Every answer begins with this text; \n is a newline.",
         rich_help_panel="Conversation",
     ),
 ]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        "-p",
+        metavar="TEXT",
+        callback=_checked_text,
+        help="The prompt; standard input without it.",
+    ),
+]
+Out = Annotated[Path, typer.Option(metavar="FOLDER", callback=_checked_out, help="Where the picture goes.")]
 Temperature = Annotated[
     float | None,
     typer.Option("--temperature", "--temp", help="0 takes the likeliest token.", rich_help_panel="Sampling"),

@@ -39,19 +39,20 @@ def parse(text: str, depth: int) -> Plan:
     Raises:
         PlanError: as `read`, or the text is no list of blocks; the message points at the place.
     """
-    pairs, spans = [], []
+    pairs: list[Block] = []
+    spans = []
     at = 0
     while True:
         found = BLOCK.match(text, at)
         if not found:
-            raise error_at(text, at, at + 1, "not a block", "write (45,52), or (31,34);(43,45) for two")
+            raise error_at(text, at, at + 1, "not a block", _alone(pairs, depth))
         pairs.append((number_at(text, *found.span(2)), number_at(text, *found.span(3))))
         spans.append(found.span(1))
         at = found.end()
         if at == len(text) or len(pairs) > depth:  # so many cannot be disjoint
             break
         if text[at] != ";":
-            raise error_at(text, at, at + 1, "not part of a list of blocks", "put ; between blocks")
+            raise error_at(text, at, at + 1, "not part of a list of blocks", _alone(pairs, depth))
         at += 1
     if wrong_one := _first_wrong(pairs, depth):
         number, wrong, remedy = wrong_one
@@ -71,6 +72,15 @@ def write(plan: Plan) -> str:
     if _first_wrong(pairs, depth) or _plan(pairs, depth) != plan:
         raise PlanError("blocks only say which layers run twice; write this plan as a spec")
     return ";".join(f"({i},{j})" for i, j in pairs)
+
+
+def _alone(pairs: Sequence[Block], depth: int) -> str:
+    """What to write where something else follows these blocks."""
+    if not pairs or _first_wrong(pairs, depth):
+        return "write (45,52), or (31,34);(43,45) for two"
+    return (
+        f"put ; between blocks; for more than blocks write a spec, which says this as {_plan(pairs, depth)}"
+    )
 
 
 def _pair(block: Any) -> Block:

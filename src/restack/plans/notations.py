@@ -140,6 +140,8 @@ def _list_of_blocks(blocks: Any) -> Sequence[Any]:
 def _with_kv(base: Plan, kv: Any) -> Plan:
     if not isinstance(kv, str):
         raise PlanError(f"kv is {shown(kv)}; write a KV map as in '0_0_2_2', or the name of one as in 'cla2'")
+    if not kv.strip():
+        raise PlanError("the KV map is empty; write one as in 0_0_2_2 or a name as in cla2, or leave it out")
     if "0" <= kv[:1] <= "9":
         return kv_map.read(kv, base)
     return kv_map.assign(base, presets.owners(kv, len(base)))

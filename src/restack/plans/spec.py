@@ -150,6 +150,8 @@ class _Reader:
             self.at += 1
         if len(bounds) > 1:
             return self.slice(bounds, spans, depth)
+        if bounds[0] is None and self.text.startswith("(", self.at):
+            raise self.here("a block (i,j) stands alone", "in a spec write slices, as in 0:8,4:12")
         if bounds[0] is None:
             raise self.here("not a layer or a slice", "write 0:8 for layers 0 to 7, or 5 for one")
         if not -depth <= bounds[0] < depth:

@@ -1,5 +1,5 @@
 """Text from a model or a view of one."""
 
-from restack.runtime.generation import Sampling, generate
+from restack.runtime.generation import ContextFull, Sampling, check_room, context_length, generate
 
-__all__ = ["Sampling", "generate"]
+__all__ = ["ContextFull", "Sampling", "check_room", "context_length", "generate"]

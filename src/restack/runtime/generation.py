@@ -1,5 +1,6 @@
 """Streamed generation with transformers' own `generate`."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,12 @@ import torch
 from transformers import TextStreamer
 
 from restack.errors import UsageError
+
+FINEST = 1e-6  # dividing logits by much less than this gives infinities, of which no token can be drawn
+
+
+class ContextFull(UsageError):
+    """The prompt alone fills the model's context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +36,24 @@ class Sampling:
     max_tokens: int = 512
 
     def __post_init__(self) -> None:
-        checks = {
-            f"temperature {self.temperature}: write 0 or more": self.temperature is None
-            or self.temperature >= 0,
-            f"top-p {self.top_p}: write a number above 0, at most 1": self.top_p is None
-            or 0 < self.top_p <= 1,
-            f"top-k {self.top_k}: write 0 or more": self.top_k is None or self.top_k >= 0,
-            f"repetition penalty {self.repetition_penalty}: write a number above 0": self.repetition_penalty
-            is None
-            or self.repetition_penalty > 0,
-            f"max tokens {self.max_tokens}: write 1 or more": self.max_tokens >= 1,
-        }
-        for wrong, fine in checks.items():
+        temperature, penalty = self.temperature, self.repetition_penalty
+        checks = (
+            (
+                temperature in (None, 0) or FINEST <= temperature < math.inf,
+                f"temperature {temperature}: write 0, or a number from {FINEST:f} up",
+            ),
+            (
+                self.top_p is None or 0 < self.top_p <= 1,
+                f"top-p {self.top_p}: write a number above 0, at most 1",
+            ),
+            (self.top_k is None or self.top_k >= 0, f"top-k {self.top_k}: write 0 or more"),
+            (
+                penalty is None or FINEST <= penalty < math.inf,
+                f"repetition penalty {penalty}: write a number from {FINEST:f} up; 1 changes nothing",
+            ),
+            (self.max_tokens >= 1, f"max tokens {self.max_tokens}: write 1 or more"),
+        )
+        for fine, wrong in checks:
             if not fine:
                 raise UsageError(wrong)
 
@@ -55,6 +68,26 @@ class Sampling:
         if settings.keys() - {"repetition_penalty"}:
             settings["do_sample"] = True
         return settings
+
+
+def context_length(config: Any) -> int | None:
+    """How many tokens a model has positions for; None where its config names no limit (XLNet's says -1)."""
+    length = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return length if length is not None and length > 0 else None
+
+
+def check_room(model: Any, tokens: torch.Tensor) -> int | None:
+    """How many tokens fit into the model's context after a prompt, shape (1, tokens); None without a limit.
+
+    Raises:
+        ContextFull: none does.
+    """
+    prompt, context = tokens.shape[1], context_length(model.config)
+    if context is None:
+        return None
+    if prompt >= context:
+        raise ContextFull(f"the prompt has {prompt} tokens and the model's context is {context}; shorten it")
+    return context - prompt
 
 
 def generate(
@@ -80,19 +113,16 @@ def generate(
         options: more keyword arguments of transformers' `generate`.
 
     Raises:
-        UsageError: the prompt alone fills the model's context.
+        ContextFull: the prompt alone fills the model's context.
     """
     prompt = tokens.shape[1]
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if context is not None and prompt >= context:
-        raise UsageError(f"the prompt has {prompt} tokens and the model's context is {context}; shorten it")
-    room = sampling.max_tokens if context is None else min(sampling.max_tokens, context - prompt)
+    room = check_room(model, tokens)
     if stop:
         options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
     output = model.generate(
         tokens,
         attention_mask=torch.ones_like(tokens),
-        max_new_tokens=room,
+        max_new_tokens=sampling.max_tokens if room is None else min(sampling.max_tokens, room),
         streamer=_Streamer(tokenizer, on_text, stop),
         **sampling.settings(),
         **options,

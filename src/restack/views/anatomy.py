@@ -31,7 +31,8 @@ def anatomy(model: nn.Module) -> Anatomy:
     equal to the layer's index in every layer that has it.
 
     Raises:
-        ViewError: the model has no such list, or numbers its layers in a way that is not understood.
+        ViewError: the model has no such list or several side by side, numbers its layers in a way that is not
+            understood, or is no decoder.
     """
     config = decoder_config(model)
     count = getattr(config, "num_hidden_layers", None)
@@ -47,6 +48,8 @@ def anatomy(model: nn.Module) -> Anatomy:
             "views do not know"
         )
     path, layers = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    _refuse_encoder(model, config, layers)
+    _refuse_parallel_lists(model, config, decoder, layers, root)
     return Anatomy(config, decoder, path, layers, _index_attributes(layers))
 
 
@@ -73,6 +76,58 @@ def _outermost_with(config: Any, model: nn.Module) -> tuple[str, nn.Module]:
     """The largest part of the model that has this config: not, say, a vision encoder of as many layers."""
     parts = ((path, part) for path, part in model.named_modules() if vars(part).get("config") is config)
     return next(parts, ("", model))
+
+
+def _refuse_encoder(model: nn.Module, config: Any, layers: nn.ModuleList) -> None:
+    """Refuse models whose layers read the tokens after them too, such as BERT's.
+
+    `config.is_decoder` alone does not tell: GPT-NeoX's is False. What the layers were built as does.
+    """
+    said: defaultdict[str, set[bool]] = defaultdict(set)
+    for module in layers.modules():
+        for name in ("is_decoder", "is_causal"):
+            if name in vars(module):
+                said[name].add(bool(vars(module)[name]))
+    can_generate = getattr(model, "can_generate", None)  # a module around a model may have none
+    generates = can_generate is not None and can_generate()
+    if said["is_decoder"]:
+        is_decoder = True in said["is_decoder"]
+    elif said["is_causal"]:  # PaliGemma's layers are not, and yet it generates: it reads the prompt both ways
+        is_decoder = True in said["is_causal"] or (generates and model.config is not config)
+    else:
+        is_decoder = generates or _is_causal_lm(config)
+    if not is_decoder or getattr(config, "is_causal", None) is False:
+        wrong = f"{type(model).__name__} is an encoder; views are of decoder-only language models"
+        if hasattr(config, "is_decoder"):
+            wrong += "; if it was trained as a decoder, set is_decoder in its config"
+        raise ViewError(wrong)
+
+
+def _is_causal_lm(config: Any) -> bool:
+    """Whether transformers, or code that comes with the model, makes a causal language model of a config."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING  # takes long, and is seldom needed
+
+    known = any(base in MODEL_FOR_CAUSAL_LM_MAPPING for base in type(config).__mro__)
+    return known or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+
+
+def _refuse_parallel_lists(
+    model: nn.Module, config: Any, decoder: nn.Module, layers: nn.ModuleList, root: str
+) -> None:
+    """Refuse decoders that keep parts of their layers in other lists beside `layers`, as XLM does.
+
+    Parts with a config of their own, vision encoders for example, may have as many layers by chance.
+    """
+    ours = (config, getattr(decoder, "config", None))
+    others = {
+        part for part in decoder.modules() if all(vars(part).get("config", config) is not its for its in ours)
+    }
+    for path, module in decoder.named_modules(memo={layers, *others}, prefix=root):
+        if isinstance(module, nn.ModuleList) and len(module) == len(layers):
+            raise ViewError(
+                f"{type(model).__name__} keeps parts of its layers in another list beside them ({path}); "
+                "views cannot reorder both"
+            )
 
 
 def _index_attributes(layers: nn.ModuleList) -> tuple[tuple[str, str], ...]:

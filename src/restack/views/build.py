@@ -118,7 +118,9 @@ def plan_after(model: nn.Module, plan: plans.Plan) -> plans.Plan:
 
 
 def runnable(plan: plans.Plan) -> plans.Plan:
-    """The plan, if views can run all that it asks for.
+    """The plan, if views can run all that it asks for; a model may still refuse it.
+
+    Views order the layers of one model; they do not damp, scale, or share keys and values yet.
 
     Raises:
         ViewError: it damps, scales or shares keys and values, or has several donors.
@@ -136,6 +138,10 @@ def runnable(plan: plans.Plan) -> plans.Plan:
                 raise ViewError(
                     f"visit {number} asks for {name}; views can repeat, skip and reorder layers, no more yet"
                 )
+    if len(plan.depths) > 1:
+        raise ViewError(
+            f"the plan is over {len(plan.depths)} models; views are of one, so write it for that one alone"
+        )
     return plan
 
 

@@ -42,6 +42,7 @@ PLACE_BOUND = (
     "hidden_size_per_layer_input",
     "kv_source_layers",
     "_heterogeneity_spec",
+    "cross_layer_interval",
 )
 
 
@@ -88,6 +89,11 @@ def reordered(config: Any, order: Sequence[int]) -> LayerSettings:
             raise ViewError(
                 f"{config.model_type} ties its layers together by place ({name}); views cannot reorder them"
             )
+    if hasattr(config, "rescale_every"):  # RWKV, whose first layer also has a norm that no other has
+        raise ViewError(
+            f"{config.model_type} rescales its weights in place, by the number of their layer, when it runs "
+            "(rescale_every); a view would spoil those of the base"
+        )
     wanted = _wanted(config, order)
     now = LayerSettings.of(config)
     stored = {name: value for name, value in wanted.items() if now.values[name] is not ABSENT}

@@ -26,6 +26,7 @@ class Cost:
         int  # of the cache, one sequence; visits that read another's keys and values keep none
     )
     materialised_kv_bytes_per_token: int  # were every visit to keep its own
+    quantised: str | None = None  # how the stored weights are, where sizes are of weights that are not
 
 
 def cost(model: nn.Module, plan: Plan) -> Cost:
@@ -33,7 +34,8 @@ def cost(model: nn.Module, plan: Plan) -> Cost:
 
     KV bytes are those of the keys and values that attention layers add with each token, in the model's
     dtype. What does not grow with the sequence (convolution and state-space layers) is not counted; sliding
-    layers are counted as if their window were not full yet.
+    layers are counted as if their window were not full yet. A model that was built from the config of a
+    quantised one has weights that are not, and sizes to match: `quantised` then names the method.
     """
     parts = anatomy(model)
     layers = [list(layer.parameters()) for layer in parts.layers]
@@ -55,6 +57,7 @@ def cost(model: nn.Module, plan: Plan) -> Cost:
         effective_bytes=effective.bytes,
         kv_bytes_per_token=sum(kv[plan.order[owner]] for owner in set(plan.owners)),
         materialised_kv_bytes_per_token=sum(kv[layer] for layer in plan.order),
+        quantised=_quantised(model),
     )
 
 
@@ -62,6 +65,15 @@ def own_bytes(model: nn.Module, base: nn.Module) -> int:
     """Bytes of the tensors of `model` that are not storage of `base`: what it adds to memory beside it."""
     shared = _storages(base)
     return sum(size for place, size in _storages(model).items() if place not in shared)
+
+
+def _quantised(model: Any) -> str | None:
+    """How the model's files are quantised, if the model in hand is not: one built from its config alone."""
+    settings = getattr(model.config, "quantization_config", None)
+    if settings is None or getattr(model, "hf_quantizer", None) is not None:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+    return str(getattr(method, "value", method) or "an unnamed method")
 
 
 def _storages(model: nn.Module) -> dict[int, int]:

@@ -10,6 +10,7 @@ from torch import nn
 from restack import plans
 from restack.errors import PlanError, ViewError
 from restack.plans import Plan
+from restack.plans.pointing import shown
 from restack.views.anatomy import anatomy, decoder_config
 from restack.views.bound import refuse_bound_functions
 from restack.views.build import ORIGINAL, PLAN, outside, plan_after, runnable, sharing_memo, visits
@@ -70,6 +71,7 @@ def sling(
     """
     if sum(given is not None for given in (ratio_repeat, repeat_map_raw, plan)) != 1:
         raise PlanError("sling takes one of ratio_repeat, repeat_map_raw and plan; give exactly one")
+    _refuse_other_notation(ratio_repeat)
     if isinstance(repeat_map_raw, tuple):
         repeat_map_raw = list(repeat_map_raw)  # a pair would be a block
     if repeat_map_raw is not None:
@@ -129,6 +131,20 @@ def _arrangement(
     memo = sharing_memo(model) | {id(thing): thing for thing in kept}
     members = tuple(visits(parts, plan, memo))
     return Arrangement(parts.layers, members, parts.layers.training, settings, plan_after(model, plan))
+
+
+def _refuse_other_notation(ratio_repeat: Any) -> None:
+    """Depth ranges come first, as David has them; whoever gives another notation there is told its name."""
+    if isinstance(ratio_repeat, str | Plan):
+        name = "plan"
+    elif isinstance(ratio_repeat, Sequence) and any(isinstance(entry, int) for entry in ratio_repeat):
+        name = "repeat_map_raw"
+    else:
+        return
+    raise PlanError(
+        f"{shown(ratio_repeat)} is no list of depth ranges, which sling takes first; write {name}="
+        f"{shown(ratio_repeat)}"
+    )
 
 
 def _original(model: nn.Module) -> Arrangement | None:

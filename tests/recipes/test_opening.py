@@ -1,36 +1,11 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-from restack import recipes
+from restack import demo, recipes
 from restack.errors import ModelError, PlanError
-from restack.recipes import Reference, parse_reference
-
-
-@pytest.mark.parametrize(
-    ("text", "model", "spec"),
-    [
-        ("demo", "demo", None),
-        ("demo@0:8,4:12", "demo", "0:8,4:12"),
-        ("meta-llama/Llama-3-8B@0:8@0.5,8:", "meta-llama/Llama-3-8B", "0:8@0.5,8:"),
-    ],
-)
-def test_a_reference_splits_at_the_first_at(text, model, spec):
-    assert parse_reference(text) == Reference(model, spec)
-    assert str(Reference(model, spec)) == text
-
-
-def test_a_path_with_an_at_is_a_path(tmp_path):
-    folder = tmp_path / "me@home"
-    folder.mkdir()
-    assert parse_reference(str(folder)) == Reference(str(folder))
-
-
-def test_a_spec_longer_than_a_file_name_is_a_spec():
-    spec = ",".join(map(str, range(12))) * 20
-    assert parse_reference(f"demo@{spec}") == Reference("demo", spec)
+from tests.recipes.copies import copy_of_demo
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\0b"])
@@ -38,23 +13,6 @@ def test_what_cannot_be_a_path_is_told_in_one_line(name):
     with pytest.raises(ModelError) as caught:
         recipes.open(name)
     assert "\n" not in str(caught.value)
-
-
-def test_home_and_a_slash_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "me@home").mkdir()
-    (tmp_path / "model").mkdir()
-    assert parse_reference("~/me@home") == Reference("~/me@home")
-    assert parse_reference("~/model/@0:4") == Reference("~/model/", "0:4")
-    assert Reference("~/model/").location == f"{tmp_path}/model/"
-    assert Reference("~/model/").is_local
-    assert not Reference("~/other").is_local
-
-
-@pytest.mark.parametrize("text", ["", "@0:4", "demo@", "demo@ "])
-def test_half_a_reference_is_refused(text):
-    with pytest.raises(ModelError):
-        parse_reference(text)
 
 
 def test_open_gives_a_view_of_the_stored_weights():
@@ -85,59 +43,6 @@ def test_a_wrong_spec_is_told_before_the_weights_are_read(monkeypatch):
     )
     with pytest.raises(PlanError, match="past the model's 12 layers"):
         recipes.open("demo@0:13")
-
-
-def test_a_model_larger_than_free_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(recipes, "free_memory", lambda: 1_000_000)
-    with pytest.raises(ModelError, match=r"demo needs .* GB .* free on cpu"):
-        recipes.open("demo")
-
-
-def test_the_dtype_counts_when_memory_is_checked(monkeypatch):
-    stored = sum(file.stat().st_size for file in recipes.demo.FOLDER.glob("*.safetensors"))
-    monkeypatch.setattr(recipes, "free_memory", lambda: int(1.5 * stored))
-    recipes.open("demo")
-    with pytest.raises(ModelError, match="needs"):
-        recipes.open("demo", dtype="float32")
-
-
-SIZES = {"pytorch_model.bin": 7, "consolidated.safetensors": 1000, "adapter_model.safetensors": 50}
-
-
-@pytest.mark.parametrize(
-    ("files", "index", "stored"),
-    [
-        ({"model.safetensors": 10}, None, 10),
-        ({"model-00001-of-00002.safetensors": 10, "model-00002-of-00002.safetensors": 20}, None, 30),
-        ({"model-00001-of-00002.safetensors": 10}, '{"metadata": {"total_size": 25}}', 25),
-        ({"model-00001-of-00002.safetensors": 10}, "{}", 10),
-        ({"model-00001-of-00002.safetensors": 10}, "[not json", 10),
-        ({}, None, 7),
-    ],
-)
-def test_only_the_weights_that_are_read_count(tmp_path, files, index, stored):
-    for name, size in (SIZES | files).items():
-        (tmp_path / name).write_bytes(bytes(size))
-    if index is not None:
-        (tmp_path / "model.safetensors.index.json").write_text(index)
-    assert recipes._stored_bytes(tmp_path) == stored
-
-
-@pytest.mark.parametrize(
-    ("limit", "free"), [("5000000\n", 3_200_000), ("1000000\n", 0), ("max\n", None), (None, None)]
-)
-def test_free_memory_respects_the_cgroup(tmp_path, monkeypatch, limit, free):
-    before = recipes._system_memory()
-    monkeypatch.setattr(recipes, "CGROUP", tmp_path)
-    (tmp_path / "memory.current").write_text("2000000\n")
-    (tmp_path / "memory.stat").write_text("anon 1800000\nactive_file 50000\ninactive_file 150000\n")
-    if limit is not None:
-        (tmp_path / "memory.max").write_text(limit)
-    ours = Path("/proc/self/cgroup")
-    if not ours.exists() or "0::" not in ours.read_text():
-        pytest.skip("no cgroup of version 2")
-    told = recipes.free_memory()
-    assert told == free if free is not None else told > before / 2
 
 
 CONFIGURATION = """
@@ -175,10 +80,6 @@ def test_code_that_comes_with_a_model_runs_only_if_asked_for(tmp_path, monkeypat
         recipes.open_empty(str(folder))
 
 
-def test_free_memory_is_plausible():
-    assert 10**7 < recipes.free_memory() < 10**14
-
-
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -211,7 +112,7 @@ def test_a_wrong_option_is_refused(options):
 
 
 def test_truncated_weights_are_told(tmp_path):
-    for file in recipes.demo.FOLDER.iterdir():
+    for file in demo.FOLDER.iterdir():
         content = file.read_bytes()
         (tmp_path / file.name).write_bytes(content[:1000] if file.suffix == ".safetensors" else content)
     with pytest.raises(ModelError, match="cannot open the model"):
@@ -226,10 +127,74 @@ def test_truncated_weights_are_told(tmp_path):
     ],
 )
 def test_weights_that_do_not_agree_with_the_config_are_told(tmp_path, setting, told):
-    for file in recipes.demo.FOLDER.iterdir():
+    for file in demo.FOLDER.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | setting))
     with pytest.raises(ModelError, match=told) as caught:
         recipes.open(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_weights_with_more_layers_than_the_config_are_told(tmp_path):
+    config = json.loads((demo.FOLDER / "config.json").read_text())
+    fewer = {
+        name: value[:8] if isinstance(value, list) and len(value) == 12 else value
+        for name, value in config.items()
+    } | {"num_hidden_layers": 8}
+    with pytest.raises(ModelError, match=r"have 12 layers and its config\.json says 8;"):
+        recipes.open(copy_of_demo(tmp_path, **fewer))
+
+
+def test_a_layer_that_predicts_the_tokens_after_the_next_is_none_of_them(tmp_path):
+    """DeepSeek-V3 and others store it as one layer more."""
+    from safetensors.torch import load_file, save_file
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    settings = {
+        "vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 8,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8,
+        "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8, "n_routed_experts": 4,
+        "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    DeepseekV3ForCausalLM(DeepseekV3Config(**settings, num_hidden_layers=2)).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for more in (2, 3):
+        name = f"model.layers.{more}.input_layernorm.weight"
+        weights[name] = weights["model.layers.0.input_layernorm.weight"].clone()
+        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        if more == 2:
+            assert len(recipes.open(str(tmp_path)).model.layers) == 2
+    with pytest.raises(ModelError, match=r"have 4 layers and its config\.json says 2;"):
+        recipes.open(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "told"),
+    [
+        ("t5", r"is an encoder-decoder \(t5\)"),
+        ("bart", r"is an encoder-decoder \(bart\)"),
+        ("whisper", r"is an encoder-decoder \(whisper\)"),
+        ("bert", r"is an encoder \(bert\).* set is_decoder"),
+        ("distilbert", r"is an encoder \(distilbert\)"),
+        ("vit", r"is a vision model \(vit\)"),
+        ("wav2vec2", r"is an audio model \(wav2vec2\)"),
+        ("llava", r"is a vision-language model \(llava\).* AutoModelForImageTextToText"),
+        ("depth_pro", r"is a vision model \(depth_pro\)"),
+        ("timesfm", r"is no causal language model that transformers knows \(timesfm\)"),
+    ],
+)
+@pytest.mark.parametrize("call", [recipes.open, recipes.open_empty, recipes.open_config])
+def test_what_a_model_of_another_kind_is(tmp_path, call, model_type, told):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ModelError, match=told) as caught:
+        call(str(tmp_path))
+    assert "\n" not in str(caught.value) and "architecture" not in str(caught.value)
+
+
+def test_bert_that_was_trained_as_a_decoder_is_opened(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "bert", "is_decoder": true, "num_hidden_layers": 2}'
+    )
+    assert type(recipes.open_empty(str(tmp_path))).__name__ == "BertLMHeadModel"
