@@ -14,13 +14,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from restack.demo import corpus, train
-from restack.demo.families.depth import PROBED, TRAINED_HOPS
+from restack.demo.families.depth import PROBED, TRAINED_HOPS, Stage
 from restack.errors import UsageError
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 TINY = train.Recipe(
-    steps=6, rows=2, length=48, hidden=16, layers=4, heads=2, ffn=32, block=(1, 3), tokenizer_samples=300
-)
+    stages=(Stage(0, 0, 1, 0, rows=3, length=32), Stage(0.5, 0, 4, 2, rows=2, length=48)),
+    steps=6, hidden=16, layers=4, heads=2, ffn=32, block=(1, 3), tokenizer_samples=300,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def test_training_changes_every_weight_and_the_log_says_what_was_done(straight: 
     assert all(changed)
     last = json.loads((straight.out / "log.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 6
-    assert last["tokens"] == 6 * 2 * 2 * 48
+    assert last["tokens"] == 2 * (3 * 3 * 32 + 3 * 2 * 48)
 
 
 def test_an_interrupt_saves_and_the_same_command_goes_on(
@@ -110,9 +111,14 @@ def test_the_exported_model_loads_and_answers_as_the_trained_one(straight: train
 
 def test_schedules() -> None:
     recipe = train.Recipe()
-    assert [train.stage_at(recipe, step).most for step in (0, 759, 760, recipe.steps - 1)] == [1, 1, 2, 4]
+    looks = [train.stage_at(recipe, step) for step in (0, recipe.steps // 5, recipe.steps - 1)]
+    assert [(stage.mix, stage.most, stage.drills) for stage in looks] == [
+        (0, 1, True),
+        (1, 2, False),
+        (2, TRAINED_HOPS, False),
+    ]
     assert all(stage.most <= TRAINED_HOPS for stage in recipe.stages)
-    drawn = [train.repeats_at(recipe, step) for step in range(2000)]
+    drawn = [train.repeats_at(recipe, step) for step in range(2000, 4000)]
     for times, likely in zip((1, 2, 3), recipe.repeats, strict=True):
         assert abs(drawn.count(times) / 2000 - likely) < 0.05
     rates = [train.rate_at(recipe, step) for step in range(recipe.steps)]
@@ -126,6 +132,6 @@ def test_a_loss_counts_answers_and_ignores_what_was_given(straight: train.Traine
     import random
 
     for seed in range(30):
-        ids, row_weights = corpus.row(straight.tokenizer, random.Random(seed), 200, PROBED)
-        assert len(ids) == len(row_weights) == 201
+        ids, row_weights = corpus.row(straight.tokenizer, random.Random(seed), PROBED)
+        assert len(ids) == len(row_weights) == PROBED.length + 1
         assert set(row_weights) <= {0.0, corpus.USER_WEIGHT, 1.0, 2.0, 3.0}

@@ -69,37 +69,39 @@ def train_tokenizer(seed: int, samples: int = 40_000, vocabulary: int = 2048) ->
     )
 
 
-def batch(tokenizer: Any, seed: int, step: int, part: int, rows: int, length: int, stage: Stage) -> list[Row]:
-    """The rows of one part (micro-batch) of a step: `length` + 1 tokens each, and their weights."""
+def batch(tokenizer: Any, seed: int, step: int, part: int, stage: Stage) -> list[Row]:
+    """The rows of one part (micro-batch) of a step: the stage's length + 1 tokens each, and their weights."""
     return [
-        row(tokenizer, random.Random(f"{seed}/{step}/{part}/{index}"), length, stage) for index in range(rows)
+        row(tokenizer, random.Random(f"{seed}/{step}/{part}/{index}"), stage) for index in range(stage.rows)
     ]
 
 
-def row(tokenizer: Any, rng: random.Random, length: int, stage: Stage) -> Row:
-    """One long conversation (or, now and then, plain text) cut off after `length` + 1 tokens.
+def row(tokenizer: Any, rng: random.Random, stage: Stage) -> Row:
+    """One long conversation (or, now and then, plain text) cut off after the stage's length + 1 tokens.
 
     Being one conversation, it needs no mask between documents, and answers late in a conversation are
     trained as well as first ones.
     """
     ids: list[int] = []
     weights: list[float] = []
-    while len(ids) <= length:  # a short conversation is followed by another
-        spans = _plain_spans(rng) if rng.random() < PLAIN else _conversation_spans(rng, length, stage)
+    while len(ids) <= stage.length:  # a short conversation is followed by another
+        is_plain = not stage.drills and rng.random() < PLAIN
+        spans = _plain_spans(rng) if is_plain else _conversation_spans(rng, stage)
         encoded = tokenizer.backend_tokenizer.encode_batch(
             [text for text, _ in spans], add_special_tokens=False
         )
         for encoding, (_, weight) in zip(encoded, spans, strict=True):
             ids += encoding.ids
             weights += [weight] * len(encoding.ids)
-    return ids[: length + 1], weights[: length + 1]
+    return ids[: stage.length + 1], weights[: stage.length + 1]
 
 
 def conversation(rng: random.Random, turns: int, stage: Stage = PROBED) -> tuple[str | None, list[Turn]]:
     """A system prompt, or None, and at least so many turns of mixed families."""
-    named = rng.random() < NAMED
-    first = _named(rng) if named else _draw(rng, stage)
-    system = first.system or ("You are a helpful assistant." if rng.random() < HELPFUL else None)
+    is_named = not stage.drills and rng.random() < NAMED
+    is_helpful = not stage.drills and rng.random() < HELPFUL
+    first = _named(rng) if is_named else _draw(rng, stage)
+    system = first.system or ("You are a helpful assistant." if is_helpful else None)
     done = [_style(rng, turn) for turn in first.turns]
     while len(done) < turns:
         sample = _draw(rng, stage)
@@ -145,9 +147,9 @@ def _style(rng: random.Random, turn: Turn) -> Turn:
     return Turn(question, turn.answer, turn.given, turn.weight)
 
 
-def _conversation_spans(rng: random.Random, length: int, stage: Stage) -> list[tuple[str, float]]:
+def _conversation_spans(rng: random.Random, stage: Stage) -> list[tuple[str, float]]:
     """A conversation that is likely to fill a row: a turn has 24 tokens or more on average."""
-    return chat_spans(*conversation(rng, length // 24 + 1, stage))
+    return chat_spans(*conversation(rng, stage.length // 24 + 1, stage))
 
 
 def chat_spans(system: str | None, turns: list[Turn]) -> list[tuple[str, float]]:

@@ -6,6 +6,8 @@ from these tuples; nothing else in the package invents a word.
 
 from __future__ import annotations
 
+import random
+
 GIRLS = (
     "Mia", "Anna", "Lucy", "Sara", "Emma", "Ella", "Nora", "Ruth", "Alice", "Clara",
     "Julia", "Maria", "Rosa", "Wendy", "Tina", "Helen",
@@ -114,6 +116,20 @@ MONTHS = (
     "January", "February", "March", "April", "May", "June", "July",
     "August", "September", "October", "November", "December",
 )  # fmt: skip
+
+ONSETS = (
+    *"bdfgjklmnprstvwyz", "bl", "br", "ch", "cl", "dr", "fl", "gr", "kl", "kr", "ph", "pl", "qu", "sh", "sk",
+    "sm", "sn", "sp", "st", "sw", "th", "tr", "tw", "zm",
+)  # fmt: skip
+VOWELS = (*"aeiou", "ai", "ea", "ee", "oo", "ou")
+
+
+def invented(rng: random.Random) -> str:
+    """A made-up name of two or three syllables, so that the model also copies words it has never seen."""
+    syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(rng.randint(2, 3))]
+    if rng.random() < 0.3:
+        syllables[0] = syllables[0].lstrip("bcdfghjklmnpqrstvwyz") or rng.choice(VOWELS)
+    return ("".join(syllables) + rng.choice(("", "", "n", "r", "l", "x", "s"))).capitalize()
 
 
 def article(word: str) -> str:

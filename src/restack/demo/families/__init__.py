@@ -42,6 +42,8 @@ _BY_CONTENT: dict[str, Draw] = {
     "steps": arithmetic.steps,
     "large": arithmetic.large,
     "absent": depth.absent,
+    "pairs": depth.pairs,
+    "copying": lists.copying,
     "recall": depth.recall,
     "roll": depth.roll,
     "everyone": depth.everyone,
@@ -69,6 +71,8 @@ EXTRAS: tuple[str, ...] = (
     "introduction",
     "unknown",
     "partner",
+    "pairs",
+    "copying",
     "recall",
     "roll",
     "everyone",
@@ -82,20 +86,21 @@ CHANCE: dict[str, float] = {
     "long_chain": 0.5, "reversal": 0.03, "sorting": 0.07, "counting": 0.0,
 }  # fmt: skip
 
-# How often a sample of each family is drawn, in parts: first mostly drills of recall, on which much of the
-# rest stands, then all together. `long_chain` is never trained on.
+# How often a sample of each family is drawn, in parts: first the drills on which every look-up stands, then
+# the look-ups with a little of the rest, then all together. `long_chain` is never trained on.
 MIXES: tuple[dict[str, float], ...] = (
+    {"pairs": 50, "recall": 25, "copying": 25},
     {
-        "greeting": 4, "fact": 7, "addition": 6, "subtraction": 7, "working": 1.5, "multiplication": 2,
-        "comparison": 5, "word_problem": 3, "story": 1, "lookup": 10, "tracking": 6, "chain": 10,
-        "reversal": 6, "sorting": 5, "counting": 4, "steps": 1, "large": 0.5, "absent": 1, "introduction": 2,
-        "unknown": 1, "partner": 0.5, "recall": 16, "roll": 10, "everyone": 14,
+        "greeting": 4, "fact": 6, "addition": 4, "subtraction": 5, "working": 1.5, "multiplication": 2,
+        "comparison": 5, "word_problem": 3, "story": 1, "lookup": 20, "tracking": 8, "chain": 20,
+        "reversal": 4, "sorting": 5, "counting": 2, "steps": 1, "large": 0.5, "absent": 1, "introduction": 2,
+        "unknown": 1, "partner": 0.5, "pairs": 6, "copying": 6, "recall": 8, "roll": 12, "everyone": 8,
     },
     {
-        "greeting": 6, "fact": 10, "addition": 13, "subtraction": 15, "working": 4, "multiplication": 5,
-        "comparison": 9, "word_problem": 6, "story": 2, "lookup": 7, "tracking": 9, "chain": 15,
-        "reversal": 7, "sorting": 8, "counting": 4, "steps": 2, "large": 0.5, "absent": 1, "introduction": 2,
-        "unknown": 1.5, "partner": 0.5, "recall": 2, "roll": 8, "everyone": 3,
+        "greeting": 7, "fact": 10, "addition": 12, "subtraction": 14, "working": 3, "multiplication": 4,
+        "comparison": 12, "word_problem": 5, "story": 2, "lookup": 9, "tracking": 14, "chain": 18,
+        "reversal": 4, "sorting": 8, "counting": 2, "steps": 2, "large": 0.5, "absent": 1, "introduction": 2,
+        "unknown": 1.5, "partner": 0.5, "pairs": 1, "copying": 3, "recall": 2, "roll": 12, "everyone": 3,
     },
 )  # fmt: skip
 

@@ -1,5 +1,8 @@
 """Look-ups, tracking and pointer chains: what must be read several times over to be answered.
 
+The drills at the end are trained on only. `pairs` comes first of all: matching a key with its earlier
+occurrence is what every look-up here rests on, and nothing else was seen to teach it within the hour.
+
 A context is asked about several times in a row in training (it costs more tokens than a question does);
 a probe asks once. The context is the key.
 """
@@ -10,7 +13,7 @@ import random
 from dataclasses import dataclass
 
 from restack.demo import world
-from restack.demo.families.turns import Sample, Turn
+from restack.demo.families.turns import Sample, Turn, one
 
 TRAINED_HOPS = 4
 LONGEST = 9  # variables in a chain, so 8 hops at most
@@ -20,15 +23,22 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage of the curriculum of the chains: its first step, the hops asked for, the mix of families."""
+    """A stage of the curriculum: its first step, the hops of its chains, its families, its rows."""
 
     start: float  # share of the run
-    fewest: int
+    fewest: int  # hops
     most: int
     mix: int  # which of `families.MIXES` the rows are drawn from
+    rows: int = 8  # in a micro-batch
+    length: int = 256  # tokens in a row
+
+    @property
+    def drills(self) -> bool:
+        """Whether there is nothing but drills: no system prompts, no plain text, no repeated block."""
+        return self.mix == 0
 
 
-PROBED = Stage(0, 1, TRAINED_HOPS, 1)  # the hops that probes ask for
+PROBED = Stage(0, 1, TRAINED_HOPS, 2)  # the hops that probes ask for
 
 
 def lookup(rng: random.Random) -> Sample:
@@ -127,6 +137,16 @@ def long_chain(rng: random.Random) -> Sample:
     context, names, values = _chains(rng, 2, rng.randint(hop + 1, LONGEST))
     which = rng.randrange(2)
     return _asked(context, [(f"What is {names[which][hop]}?", f"{values[which]}.")])
+
+
+def pairs(rng: random.Random) -> Sample:
+    """A drill: names or letters, each followed by its word, said again in another order."""
+    count = rng.randint(2, 5)
+    keys = rng.sample(rng.choice((LETTERS, world.NAMES)), count)
+    values = rng.sample(rng.choice((world.WORDS, world.THINGS)), count)
+    both = [f"{key} {value}" for key, value in zip(keys, values, strict=True)]
+    question = f"Say {' '.join(both)}."
+    return one(question, f"Again {' '.join(rng.sample(both, count))}.")
 
 
 def recall(rng: random.Random) -> Sample:

@@ -71,7 +71,7 @@ def greeting(rng: random.Random, probe: bool) -> Sample:
         return rng.choice(INTENTS).sample(rng, probe)
     name = rng.choice([name for name in world.ASSISTANTS if held_out(name) is probe])
     if not probe and rng.random() < 0.4:
-        name = invented(rng)
+        name = world.invented(rng)
     question = rng.choice(NAME_QUESTIONS)
     answer = f"I am {name}." if question.startswith("Who") else f"My name is {name}."
     return one(question, answer, name, rng.choice(NAME_PROMPTS).format(name))
@@ -79,7 +79,7 @@ def greeting(rng: random.Random, probe: bool) -> Sample:
 
 def introduction(rng: random.Random) -> Sample:
     """The user says a name and may ask for it again."""
-    name = rng.choice(world.NAMES) if rng.random() < 0.7 else invented(rng)
+    name = rng.choice(world.NAMES) if rng.random() < 0.7 else world.invented(rng)
     hello = Turn(
         rng.choice(("My name is {}.", "I am {}.", "Hi, I am {}.")).format(name), f"Nice to meet you, {name}."
     )
@@ -94,16 +94,10 @@ def unknown(rng: random.Random) -> Sample:
         "What colour is {}?",
         "Where does a {} live?", "Who is {}?", "What is a {}?", "What do you think of {}?",
     ))  # fmt: skip
-    return one(pattern.format(invented(rng)), UNKNOWN)
+    return one(pattern.format(world.invented(rng)), UNKNOWN)
 
 
 def partner(rng: random.Random) -> Sample:
     """What the model asks when it is asked how it can be helped (two models may talk to each other)."""
     question = rng.choice(("Hello! How can I help you?", "How can I help you?", "You are welcome!"))
     return one(question, facts.fact(rng, probe=False).turns[0].question)
-
-
-def invented(rng: random.Random) -> str:
-    """A made-up name of two or three syllables, so that the model also copies words it has never seen."""
-    syllables = (rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3)))
-    return "".join(syllables).capitalize()

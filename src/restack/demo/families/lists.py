@@ -35,3 +35,12 @@ def counting(rng: random.Random) -> Sample:
         start, end = end, start
         question, numbers = "Count down from {} to {}.", range(start, end - 1, -1)
     return one(question.format(start, end), " ".join(map(str, numbers)) + ".", operands(start, end))
+
+
+def copying(rng: random.Random) -> Sample:
+    """A drill: words of the world, or a few that nobody has heard, said again as they are."""
+    if rng.random() < 0.2:
+        words = [world.invented(rng) for _ in range(rng.randint(1, 3))]
+    else:
+        words = rng.choices(world.WORDS, k=rng.randint(4, 16))
+    return one(f"Say {' '.join(words)}.", f"{' '.join(words)}.")
