@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from restack.demo import corpus
-from restack.demo.families.depth import PROBED
+from restack.demo.curriculum import TYPICAL
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_special_tokens(tokenizer: Any) -> None:
 
 def test_rows_are_a_function_of_the_seed(tokenizer: Any) -> None:
     again = [
-        corpus.batch(tokenizer, 0, step, part, PROBED) for step, part in ((5, 1), (5, 1), (6, 1), (5, 0))
+        corpus.batch(tokenizer, 0, step, part, TYPICAL) for step, part in ((5, 1), (5, 1), (6, 1), (5, 0))
     ]
     assert again[0] == again[1]
     assert again[0] != again[2]

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from restack.demo import corpus, train, world
+from restack.demo import corpus, curriculum, world
 from restack.demo.families import (
     CHANCE,
     EXTRAS,
     FAMILIES,
-    MIXES,
     Sample,
     arithmetic,
     depth,
@@ -42,11 +41,10 @@ def normalised(question: str) -> str:
 
 def test_every_family_has_a_chance_level_and_all_but_one_a_share() -> None:
     assert set(CHANCE) == set(FAMILIES)
-    drills, *mixes = MIXES
-    assert set(drills) <= set(EXTRAS)
-    for mix in mixes:
-        assert "long_chain" not in mix
-        assert set(mix) == set(FAMILIES) - {"long_chain"} | set(EXTRAS)
+    for stage in curriculum.STAGES:
+        mix = set(stage.mix)
+        assert mix <= set(EXTRAS) if stage.drills else set(FAMILIES) - {"long_chain"} <= mix
+        assert mix <= (set(FAMILIES) - {"long_chain"}) | set(EXTRAS)
 
 
 @pytest.mark.parametrize("family", ["addition", "subtraction", "working", "steps", "large", "word_problem"])
@@ -97,18 +95,18 @@ def follow(context: str, variable: str) -> tuple[str, int]:
     return values[variable], hops
 
 
-@pytest.mark.parametrize("stage", train.STAGES)
-def test_chains_are_right_and_never_longer_than_the_stage(stage: depth.Stage) -> None:
-    rng = random.Random(stage.most)
+@pytest.mark.parametrize("hops", dict.fromkeys(stage.hops for stage in curriculum.STAGES), ids=str)
+def test_chains_are_right_and_never_longer_than_asked(hops: depth.Hops) -> None:
+    rng = random.Random(hops.most)
     seen = set()
     for _ in range(300):
-        sample = training_sample("chain", rng, stage)
+        sample = training_sample("chain", rng, hops)
         for turn in sample.turns:
             variable = re.findall(r"What is ([a-z])\?", turn.question)[0]
             word, distance = follow(sample.key, variable)
             assert turn.answer == f"{word}."
             seen.add(distance)
-    assert seen == set(range(stage.fewest, stage.most + 1))
+    assert seen == set(range(hops.fewest, hops.most + 1))
 
 
 def test_long_chains_are_five_to_eight_hops_and_never_trained() -> None:
@@ -121,6 +119,21 @@ def test_long_chains_are_five_to_eight_hops_and_never_trained() -> None:
     assert hops == {5, 6, 7, 8} == set(depth.LONG_HOPS)
     with pytest.raises(ValueError, match="probes only"):
         training_sample("long_chain", random.Random(0))
+
+
+def test_drills_are_right() -> None:
+    for family in ("pairs", "restated"):
+        for sample in samples(family):
+            said = [re.findall(r"\w+", text) for text in (sample.turns[0].question, sample.turns[0].answer)]
+            assert [words.pop(0) for words in said] == ["Say", "Again"]
+            assert len({frozenset(words) - {"has", "a"} for words in said}) == 1
+    for sample in samples("resolved"):
+        (turn,) = sample.turns
+        for variable, its, shown in re.findall(r"(\b[a-z]) = ([a-z]+) ?([a-z]*)", sample.key):
+            assert shown in ("", follow(sample.key, variable)[0]), (variable, its)
+        for variable, word in re.findall(r"\b([a-z]) is ([a-z]+)", turn.answer):
+            assert word == follow(sample.key, variable)[0]
+        assert turn.question_weight is not None and turn.question_weight > corpus.USER_WEIGHT
 
 
 def whereabouts(story: str) -> dict[str, str]:

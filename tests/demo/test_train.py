@@ -14,12 +14,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from restack.demo import corpus, train
-from restack.demo.families.depth import PROBED, TRAINED_HOPS, Stage
+from restack.demo.curriculum import EVERYTHING, MATCHING, TYPICAL, Stage
+from restack.demo.families.depth import TRAINED_HOPS, Hops
 from restack.errors import UsageError
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 TINY = train.Recipe(
-    stages=(Stage(0, 0, 1, 0, rows=3, length=32), Stage(0.5, 0, 4, 2, rows=2, length=48)),
+    stages=(
+        Stage(0, Hops(0, 1), MATCHING, rows=3, length=32, looped=False),
+        Stage(0.5, Hops(0, 4), EVERYTHING, rows=2, length=48),
+    ),
     steps=6, hidden=16, layers=4, heads=2, ffn=32, block=(1, 3), tokenizer_samples=300,
 )  # fmt: skip
 
@@ -111,14 +115,12 @@ def test_the_exported_model_loads_and_answers_as_the_trained_one(straight: train
 
 def test_schedules() -> None:
     recipe = train.Recipe()
-    looks = [train.stage_at(recipe, step) for step in (0, recipe.steps // 5, recipe.steps - 1)]
-    assert [(stage.mix, stage.most, stage.drills) for stage in looks] == [
-        (0, 1, True),
-        (1, 2, False),
-        (2, TRAINED_HOPS, False),
-    ]
-    assert all(stage.most <= TRAINED_HOPS for stage in recipe.stages)
-    drawn = [train.repeats_at(recipe, step) for step in range(2000, 4000)]
+    first, last = (train.stage_at(recipe, step) for step in (0, recipe.steps - 1))
+    assert (first.drills, first.looped) == (True, False)
+    assert (last.drills, last.looped, last.mix, last.hops.most) == (False, True, EVERYTHING, TRAINED_HOPS)
+    assert all(stage.hops.most <= TRAINED_HOPS for stage in recipe.stages)
+    assert {train.repeats_at(recipe, step) for step in range(100)} == {1}
+    drawn = [train.repeats_at(recipe, step) for step in range(3400, 5400)]
     for times, likely in zip((1, 2, 3), recipe.repeats, strict=True):
         assert abs(drawn.count(times) / 2000 - likely) < 0.05
     rates = [train.rate_at(recipe, step) for step in range(recipe.steps)]
@@ -132,6 +134,6 @@ def test_a_loss_counts_answers_and_ignores_what_was_given(straight: train.Traine
     import random
 
     for seed in range(30):
-        ids, row_weights = corpus.row(straight.tokenizer, random.Random(seed), PROBED)
-        assert len(ids) == len(row_weights) == PROBED.length + 1
+        ids, row_weights = corpus.row(straight.tokenizer, random.Random(seed), TYPICAL)
+        assert len(ids) == len(row_weights) == TYPICAL.length + 1
         assert set(row_weights) <= {0.0, corpus.USER_WEIGHT, 1.0, 2.0, 3.0}

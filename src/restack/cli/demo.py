@@ -26,7 +26,7 @@ PLANS = {"base": "all", "self-merge": "0:8,4:12", "pruned": "0:5,7:12"}
 QUESTIONS = (
     "What is the capital of France?",
     "What is 34 + 58?",
-    "Let a = fox; b = a; p = tea; q = p; c = b; r = q; d = c; s = r; e = d; t = s; f = e; g = f. What is g?",
+    "Let a = fox; b = a; p = milk; q = p; c = b; r = q; d = c; s = r; e = d; t = s. What is t?",
     "Tell me a story about Ben and a kite.",
 )
 

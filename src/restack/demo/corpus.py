@@ -7,6 +7,7 @@ run resumes from its checkpoint alone.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -15,8 +16,8 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from restack.demo import world
-from restack.demo.families import MIXES, Sample, Turn, facts, greetings, stories, training_sample
-from restack.demo.families.depth import PROBED, Stage
+from restack.demo.curriculum import TYPICAL, Stage
+from restack.demo.families import Sample, Turn, facts, greetings, stories, training_sample
 
 PAD, BOS, START, END = "<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"
 CONTEXT = 1024  # positions that the model's configuration allows; rows of training are shorter
@@ -41,7 +42,7 @@ def train_tokenizer(seed: int, samples: int = 40_000, vocabulary: int = 2048) ->
     are not made, so the vocabulary may stay below its limit.
     """
     rng = random.Random(f"tokenizer/{seed}")
-    texts = [text for _ in range(samples) for text in _texts(_draw(rng, PROBED))]
+    texts = [text for _ in range(samples) for text in _texts(_draw(rng, TYPICAL))]
     tokenizer = Tokenizer(BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -96,7 +97,7 @@ def row(tokenizer: Any, rng: random.Random, stage: Stage) -> Row:
     return ids[: stage.length + 1], weights[: stage.length + 1]
 
 
-def conversation(rng: random.Random, turns: int, stage: Stage = PROBED) -> tuple[str | None, list[Turn]]:
+def conversation(rng: random.Random, turns: int, stage: Stage = TYPICAL) -> tuple[str | None, list[Turn]]:
     """A system prompt, or None, and at least so many turns of mixed families."""
     is_named = not stage.drills and rng.random() < NAMED
     is_helpful = not stage.drills and rng.random() < HELPFUL
@@ -111,9 +112,8 @@ def conversation(rng: random.Random, turns: int, stage: Stage = PROBED) -> tuple
 
 
 def _draw(rng: random.Random, stage: Stage) -> Sample:
-    shares = MIXES[stage.mix]
-    (family,) = rng.choices(list(shares), list(shares.values()))
-    return training_sample(family, rng, stage)
+    (family,) = rng.choices(list(stage.mix), list(stage.mix.values()))
+    return training_sample(family, rng, stage.hops)
 
 
 def _named(rng: random.Random) -> Sample:
@@ -144,7 +144,7 @@ def _style(rng: random.Random, turn: Turn) -> Turn:
     names_nobody = question[1:].islower() or turn.answer.startswith("The capital of")
     if rng.random() < 0.3 and names_nobody:  # a name could not be answered with its capital letter
         question = question.lower()
-    return Turn(question, turn.answer, turn.given, turn.weight)
+    return replace(turn, question=question)
 
 
 def _conversation_spans(rng: random.Random, stage: Stage) -> list[tuple[str, float]]:
@@ -158,7 +158,8 @@ def chat_spans(system: str | None, turns: list[Turn]) -> list[tuple[str, float]]
     if system is not None:
         spans.append((f"{START}system\n{system}{END}\n", USER_WEIGHT))
     for turn in turns:
-        spans.append((f"{START}user\n{turn.question}{END}\n{START}assistant\n", USER_WEIGHT))
+        asked = USER_WEIGHT if turn.question_weight is None else turn.question_weight
+        spans.append((f"{START}user\n{turn.question}{END}\n{START}assistant\n", asked))
         if turn.given:
             spans.append((turn.given, 0.0))
         spans += [(turn.answer.removeprefix(turn.given) + END, turn.weight), ("\n", USER_WEIGHT)]

@@ -31,20 +31,11 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from restack.demo import corpus
-from restack.demo.families.depth import Stage
+from restack.demo.curriculum import STAGES, Stage
 from restack.errors import RestackError, UsageError
 from restack.views import view
 
 PARTS = 2  # micro-batches in a step
-
-# The curriculum: short rows until look-ups work, then longer chains one hop at a time.
-STAGES = (
-    Stage(0.0, 0, 1, 0, rows=32, length=64),
-    Stage(0.10, 0, 1, 1, rows=16, length=128),
-    Stage(0.19, 0, 2, 1, rows=16, length=128),
-    Stage(0.27, 0, 3, 2),
-    Stage(0.35, 0, 4, 2),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +74,7 @@ def tokens_until(recipe: Recipe, step: int) -> int:
 
 def repeats_at(recipe: Recipe, step: int) -> int:
     """How often the block runs in this step."""
-    if stage_at(recipe, step).drills:
+    if not stage_at(recipe, step).looped:
         return 1
     rng = random.Random(f"repeats/{recipe.seed}/{step}")
     return rng.choices(range(1, len(recipe.repeats) + 1), recipe.repeats)[0]
@@ -288,7 +279,7 @@ class Trainer:
             "step": self.step,
             "loss": round(loss, 4),
             "repeats": repeats_at(recipe, self.step - 1),
-            "hops": stage_at(recipe, self.step - 1).most,
+            "hops": stage_at(recipe, self.step - 1).hops.most,
             "tokens": tokens_until(recipe, self.step),
             "cpu_seconds": round(self.seconds, 1),
         }

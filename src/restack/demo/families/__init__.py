@@ -15,7 +15,6 @@ __all__ = [
     "CHANCE",
     "EXTRAS",
     "FAMILIES",
-    "MIXES",
     "Sample",
     "Turn",
     "held_out",
@@ -44,9 +43,17 @@ _BY_CONTENT: dict[str, Draw] = {
     "absent": depth.absent,
     "pairs": depth.pairs,
     "copying": lists.copying,
+    "restated": depth.restated,
     "recall": depth.recall,
     "roll": depth.roll,
+    "resolved": depth.resolved,
     "everyone": depth.everyone,
+}
+# Of those, the ones made of chains.
+_OF_CHAINS: dict[str, Callable[[random.Random, depth.Hops], Sample]] = {
+    "chain": depth.chain,
+    "roll": depth.roll,
+    "resolved": depth.resolved,
 }
 # Families of which a phrasing is held out.
 _BY_PHRASING: dict[str, Callable[[random.Random, bool], Sample]] = {
@@ -73,8 +80,10 @@ EXTRAS: tuple[str, ...] = (
     "partner",
     "pairs",
     "copying",
+    "restated",
     "recall",
     "roll",
+    "resolved",
     "everyone",
 )
 
@@ -86,32 +95,13 @@ CHANCE: dict[str, float] = {
     "long_chain": 0.5, "reversal": 0.03, "sorting": 0.07, "counting": 0.0,
 }  # fmt: skip
 
-# How often a sample of each family is drawn, in parts: first the drills on which every look-up stands, then
-# the look-ups with a little of the rest, then all together. `long_chain` is never trained on.
-MIXES: tuple[dict[str, float], ...] = (
-    {"pairs": 50, "recall": 25, "copying": 25},
-    {
-        "greeting": 4, "fact": 6, "addition": 4, "subtraction": 5, "working": 1.5, "multiplication": 2,
-        "comparison": 5, "word_problem": 3, "story": 1, "lookup": 20, "tracking": 8, "chain": 20,
-        "reversal": 4, "sorting": 5, "counting": 2, "steps": 1, "large": 0.5, "absent": 1, "introduction": 2,
-        "unknown": 1, "partner": 0.5, "pairs": 6, "copying": 6, "recall": 8, "roll": 12, "everyone": 8,
-    },
-    {
-        "greeting": 7, "fact": 10, "addition": 12, "subtraction": 14, "working": 3, "multiplication": 4,
-        "comparison": 12, "word_problem": 5, "story": 2, "lookup": 9, "tracking": 14, "chain": 18,
-        "reversal": 4, "sorting": 8, "counting": 2, "steps": 2, "large": 0.5, "absent": 1, "introduction": 2,
-        "unknown": 1.5, "partner": 0.5, "pairs": 1, "copying": 3, "recall": 2, "roll": 12, "everyone": 3,
-    },
-)  # fmt: skip
 
-
-def training_sample(family: str, rng: random.Random, stage: depth.Stage = depth.PROBED) -> Sample:
-    """A sample that no probe will ask; `stage` is that of the chains' curriculum."""
+def training_sample(family: str, rng: random.Random, hops: depth.Hops = depth.PROBED) -> Sample:
+    """A sample that no probe will ask; `hops` are those of its chains, if it has any."""
     if family == "long_chain":
         raise ValueError("long_chain is for probes only")
-    if family in ("chain", "roll"):
-        make = depth.chain if family == "chain" else depth.roll
-        return draw(lambda r: make(r, stage), rng, probe=False)
+    if family in _OF_CHAINS:
+        return draw(lambda r: _OF_CHAINS[family](r, hops), rng, probe=False)
     if family in _BY_PHRASING:
         return _BY_PHRASING[family](rng, False)
     return _FREE[family](rng) if family in _FREE else draw(_BY_CONTENT[family], rng, probe=False)

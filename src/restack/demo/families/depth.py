@@ -10,7 +10,7 @@ a probe asks once. The context is the key.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from restack.demo import world
 from restack.demo.families.turns import Sample, Turn, one
@@ -22,23 +22,14 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """A stage of the curriculum: its first step, the hops of its chains, its families, its rows."""
+class Hops:
+    """How many hops away the variables are that chains are asked for."""
 
-    start: float  # share of the run
-    fewest: int  # hops
+    fewest: int
     most: int
-    mix: int  # which of `families.MIXES` the rows are drawn from
-    rows: int = 8  # in a micro-batch
-    length: int = 256  # tokens in a row
-
-    @property
-    def drills(self) -> bool:
-        """Whether there is nothing but drills: no system prompts, no plain text, no repeated block."""
-        return self.mix == 0
 
 
-PROBED = Stage(0, 1, TRAINED_HOPS, 2)  # the hops that probes ask for
+PROBED = Hops(1, TRAINED_HOPS)  # what probes ask for
 
 
 def lookup(rng: random.Random) -> Sample:
@@ -113,18 +104,18 @@ def _whereabouts(rng: random.Random, at: dict[str, str], things: list[str]) -> l
     ]
 
 
-def chain(rng: random.Random, stage: Stage = PROBED) -> Sample:
+def chain(rng: random.Random, hops: Hops = PROBED) -> Sample:
     """Variables that name variables that name a word; what is this one, so many hops away? No working.
 
     Two chains (three now and then) of one length, interleaved: the words at their ends are equally likely
-    by every count, so chance is 1/2 (1/3). Chains grow with the stage's hops.
+    by every count, so chance is 1/2 (1/3). Chains grow with the hops.
     """
     chains = 3 if rng.random() < 0.2 else 2
-    length = rng.randint(2, min(2 * stage.most + 1, LONGEST if chains == 2 else 6))
+    length = rng.randint(2, min(2 * hops.most + 1, LONGEST if chains == 2 else 6))
     context, names, values = _chains(rng, chains, length)
     questions = []
     for _ in range(5):
-        which, hop = rng.randrange(chains), rng.randint(stage.fewest, min(stage.most, length - 1))
+        which, hop = rng.randrange(chains), rng.randint(hops.fewest, min(hops.most, length - 1))
         question = (f"What is {names[which][hop]}?", f"{values[which]}.")
         if question not in questions:
             questions.append(question)
@@ -149,6 +140,25 @@ def pairs(rng: random.Random) -> Sample:
     return one(question, f"Again {' '.join(rng.sample(both, count))}.")
 
 
+def restated(rng: random.Random) -> Sample:
+    """A drill: pairs written in one way, said again in another way and order.
+
+    A look-up needs its key found in the question and in the text, each some words away; every combination of
+    ways trains one of the two while the other is easy.
+    """
+    count = rng.randint(2, 5)
+    keys = rng.sample(rng.choice((LETTERS, world.NAMES)), count)
+    values = rng.sample(rng.choice((world.WORDS, world.THINGS)), count)
+    both = list(zip(keys, values, strict=True))
+    written, said = rng.choice(WAYS[:3]), rng.choice(WAYS)
+    text = " ".join(written.format(key, value) for key, value in both)
+    again = " ".join(said.format(key, value) for key, value in rng.sample(both, count))
+    return one(f"Say {text}", f"Again {again}")
+
+
+WAYS = ("{0} {1}", "{0} = {1};", "{0} has a {1}.", "{1} {0}")
+
+
 def recall(rng: random.Random) -> Sample:
     """A drill: up to eight variables with words of their own, all of them asked for at once."""
     count = rng.randint(3, 8)
@@ -157,12 +167,12 @@ def recall(rng: random.Random) -> Sample:
     return _roll(rng, context, pairs)
 
 
-def roll(rng: random.Random, stage: Stage = PROBED) -> Sample:
+def roll(rng: random.Random, hops: Hops = PROBED) -> Sample:
     """A drill: the variables of two chains, up to so many hops away, all asked for at once."""
-    length = rng.randint(2, min(2 * stage.most + 1, LONGEST))
+    length = rng.randint(2, min(2 * hops.most + 1, LONGEST))
     context, names, values = _chains(rng, 2, length)
     pairs = [
-        (name, value) for chain, value in zip(names, values, strict=True) for name in chain[: stage.most + 1]
+        (name, value) for chain, value in zip(names, values, strict=True) for name in chain[: hops.most + 1]
     ]
     return _roll(rng, context, pairs)
 
@@ -173,6 +183,18 @@ def _roll(rng: random.Random, context: str, pairs: list[tuple[str, str]]) -> Sam
     return _asked(
         context, [(question, "; ".join(f"{name} is {word}" for name, word in asked) + ".")], weight=2.0
     )
+
+
+def resolved(rng: random.Random, hops: Hops = PROBED) -> Sample:
+    """A drill: `roll` of chains in which a variable's word follows it now and then, as in b = a cow.
+
+    Whoever expects it there has followed the chain that far while reading it.
+    """
+    length = rng.randint(2, min(2 * hops.most + 1, LONGEST))
+    context, names, values = _chains(rng, 2, length, shown=0.5)
+    pairs = [(name, value) for chain, value in zip(names, values, strict=True) for name in chain]
+    (turn,) = _roll(rng, context, pairs).turns
+    return Sample((replace(turn, question_weight=0.5),), context)
 
 
 def everyone(rng: random.Random) -> Sample:
@@ -190,8 +212,13 @@ def everyone(rng: random.Random) -> Sample:
     return _asked(context, [(question, answer)], weight=2.0)
 
 
-def _chains(rng: random.Random, chains: int, length: int) -> tuple[str, list[list[str]], list[str]]:
-    """Chains of `length` variables, interleaved at random: the text, the variables by hop, the words."""
+def _chains(
+    rng: random.Random, chains: int, length: int, shown: float = 0.0
+) -> tuple[str, list[list[str]], list[str]]:
+    """Chains of `length` variables, interleaved at random: the text, the variables by hop, the words.
+
+    `shown` is the share of the variables behind which the word stands that they are worth.
+    """
     letters = rng.sample(LETTERS, chains * length)
     names = [letters[which * length : (which + 1) * length] for which in range(chains)]
     values = rng.sample(world.WORDS, chains)
@@ -201,7 +228,8 @@ def _chains(rng: random.Random, chains: int, length: int) -> tuple[str, list[lis
     parts = []
     for which in order:
         hop = done[which]
-        parts.append(f"{names[which][hop]} = {names[which][hop - 1] if hop else values[which]}")
+        part = f"{names[which][hop]} = {names[which][hop - 1] if hop else values[which]}"
+        parts.append(f"{part} {values[which]}" if shown and hop and rng.random() < shown else part)
         done[which] += 1
     return f"Let {'; '.join(parts)}.", names, values
 

@@ -16,13 +16,15 @@ class Turn:
 
     `given` is a prefix of the answer that the model continues but never learns to say by itself.
     `weight` is what a token of the answer weighs in the loss of training: more where one word, hard to
-    come by, is the whole answer.
+    come by, is the whole answer. `question_weight` is what a token of the question weighs; None: as little
+    as most of what users say.
     """
 
     question: str
     answer: str
     given: str = ""
     weight: float = 1.0
+    question_weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
