@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from restack.conversion import materialise
     from restack.errors import ModelError, PlanError, RestackError, UsageError, ViewError
     from restack.plans import Plan, Visit, plan
-    from restack.views import sling, slung, unsling, view
+    from restack.recipes import open, save
+    from restack.views import sling, slung, unsling, verify, view
 
 __version__ = "0.1.0"
 
@@ -20,13 +21,16 @@ _HOME = {
     "ViewError": "restack.errors",
     "Visit": "restack.plans",
     "materialise": "restack.conversion",
+    "open": "restack.recipes",
     "plan": "restack.plans",
+    "save": "restack.recipes",
     "sling": "restack.views",
     "slung": "restack.views",
     "unsling": "restack.views",
+    "verify": "restack.views",
     "view": "restack.views",
 }
-__all__ = list(_HOME)
+__all__ = [name for name in _HOME if name != "open"]  # `from restack import *` leaves Python's own as it is
 
 
 def __getattr__(name: str) -> Any:
@@ -38,3 +42,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])
+
+
+import_module("restack.recipes").teach_transformers()

@@ -1,8 +1,10 @@
 import json
 
 import pytest
+import transformers
 
 from restack.cli import main
+from restack.errors import ViewError
 
 # meta-llama/Meta-Llama-3-8B's published config.
 LLAMA_3_8B = {
@@ -98,9 +100,8 @@ def test_the_picture_is_no_longer_than_it_must_be(capsys, llama, spec, bars):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--kv", "cla2"], "visit 1 asks for shared keys and values (kv=)"),
-        (["--layers", "0:32@0.5"], "visit 0 asks for damping (@)"),
-        (["--layers", "0,5{q_proj:0.5}"], "visit 1 asks for a scale ({})"),
+        (["--kv", "lckv-w2"], "visit 1 reads the keys and values of visit 30, which runs after it"),
+        (["--layers", "0,5{nothing:0.5}"], "no tensor of a layer has nothing in its name"),
     ],
 )
 def test_what_no_view_can_run_is_costed_and_told(capsys, llama, options, why):
@@ -118,7 +119,8 @@ def test_a_model_that_views_refuse_is_told_too(capsys, tmp_path):
         "intermediate_size": [64] * 4,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "ties its layers together" in shown(capsys, str(tmp_path), "--layers", "0,1,1")["plan"]["refused"]
+    refused = shown(capsys, str(tmp_path), "--layers", "2,0,1")["plan"]["refused"]
+    assert "visit 0 is of layer 2, which reads what another layer keeps for it" in refused
     assert shown(capsys, str(tmp_path))["plan"]["refused"] is None
 
 
@@ -207,3 +209,38 @@ def test_a_sliding_map_is_of_a_model_with_a_window(capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"sliding_window": None}))
     assert main(["show", str(tmp_path), "--kv", "yoco"]) == 2
     assert "write the KV map without s, or set sliding_window" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def little_llama(tmp_path_factory):
+    """A llama with weights, and no tokenizer."""
+    folder = tmp_path_factory.mktemp("little-llama")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=96, num_hidden_layers=4, **sizes)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_verified(capsys, little_llama):
+    assert "verified" not in shown(capsys, little_llama)
+    found = shown(capsys, little_llama, "--verify")["verified"]
+    assert found["holds"] and found["model"] == "LlamaForCausalLM" and found["layers"] == 4
+    assert shown(capsys, f"{little_llama}@0:3,1:", "--verify")["verified"]["layers"] == 6
+    assert shown(capsys, little_llama, "--layers", "0:2", "--verify")["verified"]["layers"] == 2
+    assert main(["show", little_llama, "--verify"]) == 0
+    out = capsys.readouterr().out
+    assert "the identity view's logits are the model's, bitwise" in out
+    assert "decoding with a cache differs from decoding without by" in out
+
+
+def test_not_verified(capsys, monkeypatch, little_llama):
+    def refuse(model):
+        raise ViewError("views do not know this")
+
+    monkeypatch.setattr("restack.cli.show.verify", refuse)
+    assert main(["show", little_llama, "--verify", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out)["verified"] == {"holds": False, "reason": "views do not know this"}
+    assert err.count("\n") == 1 and "views do not know this" in err
+    assert main(["show", little_llama, "--verify"]) == 2
+    assert "verified" not in capsys.readouterr().out

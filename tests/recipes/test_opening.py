@@ -58,8 +58,7 @@ class TinyForCausalLM(LlamaForCausalLM):
 """
 
 
-def test_code_that_comes_with_a_model_runs_only_if_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_code_that_comes_with_a_model_runs_only_if_asked_for(tmp_path, monkeypatch, code_of_models):
     folder = tmp_path / "tiny"
     folder.mkdir()
     config = {

@@ -5,7 +5,7 @@ and gets copies of the base's weights by name. Nothing here comes from Restack.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,8 +118,17 @@ class Architecture:
         return twin
 
 
-def copy_weights(base: nn.Module, twin: nn.Module, layers: str, order: Sequence[int]) -> None:
-    """Copy the base's weights by name: those of twin layer i are those of base layer order[i]."""
+def copy_weights(
+    base: nn.Module,
+    twin: nn.Module,
+    layers: str,
+    order: Sequence[int],
+    packed: Mapping[str, int] | None = None,
+) -> None:
+    """Copy the base's weights by name: those of twin layer i are those of base layer order[i].
+
+    `packed`: of weights outside the layers that have a part for each, {end of the name: axis of the parts}.
+    """
     source = base.state_dict()
     numbered = re.compile(rf"({re.escape(layers)}\.)(\d+)(\..*)")
 
@@ -128,6 +137,11 @@ def copy_weights(base: nn.Module, twin: nn.Module, layers: str, order: Sequence[
         return name if match is None else f"{match[1]}{order[int(match[2])]}{match[3]}"
 
     copied = {name: source[name_in_base(name)].clone() for name in twin.state_dict()}
+    for name in copied:
+        for end, axis in (packed or {}).items():
+            if name.endswith(end):
+                parts = source[name].chunk(len(base.get_submodule(layers)), dim=axis)
+                copied[name] = torch.cat([parts[layer] for layer in order], dim=axis)
     twin.load_state_dict(copied, strict=True)
 
 

@@ -62,15 +62,13 @@ def test_unknown_numbering_of_one_layer_in_a_hybrid(call):
 @pytest.mark.parametrize(
     ("plan", "what"),
     [
-        ("0:2,1@0.5", "visit 2 asks for damping"),
-        ("0:2,1{o_proj:0.7}", "visit 2 asks for a scale"),
-        ("0_0_2_2", "visit 1 asks for shared keys and values"),
+        ("0:4;kv=0_1_3_3", "visit 2 reads the keys and values of visit 3, .* restack-llama"),
         (
             restack.Plan((restack.Visit(0), restack.Visit(1, sliding=True)), (4,)),
-            "visit 1 asks for a sliding",
+            "visit 1 (asks for a sliding window .* config sets none|reads keys and values)",
         ),
     ],
-    ids=["damp", "scale", "kv", "sliding"],
+    ids=["owner above", "sliding"],
 )
 def test_plans_that_ask_for_more(call, plan, what):
     with pytest.raises(restack.ViewError, match=what):
@@ -91,48 +89,47 @@ def test_plans_that_are_none(call, plan):
         call(LLAMA.model(), plan)
 
 
+GEMMA3N = COMMON | {
+    "head_dim": 8,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "num_kv_shared_layers": 2,
+    "activation_sparsity_pattern": [0.0] * 4,
+    "laurel_rank": 4,
+}
+
+
 @every_call
 @pytest.mark.parametrize(
-    ("own", "what"),
+    ("plan", "why"),
     [
-        ({"num_kv_shared_layers": 2}, r"num_kv_shared_layers|kv_shared_layer_index"),
-        ({"num_kv_shared_layers": 0}, "hidden_size_per_layer_input"),
+        (
+            [2, 0, 1, 3],
+            "visit 0 is of layer 2, which reads what another layer keeps for it .* visit 0 before",
+        ),
+        ([0, 2, 3, 1], "visit 2 is of layer 3, .* visit 1 before"),
     ],
-    ids=["shared keys and values", "input of each layer"],
 )
-def test_place_bound_layers(call, own, what):
-    settings = (
-        COMMON
-        | {
-            "head_dim": 8,
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
-            "hidden_size_per_layer_input": 8,
-            "vocab_size_per_layer_input": 96,
-            "activation_sparsity_pattern": [0.0] * 4,
-            "laurel_rank": 4,
-        }
-        | own
-    )
-    model = transformers.Gemma3nForCausalLM(transformers.Gemma3nTextConfig(**settings))
-    with pytest.raises(restack.ViewError, match=what):
+def test_keys_and_values_that_no_layer_before_has_kept(call, plan, why):
+    model = transformers.Gemma3nForCausalLM(transformers.Gemma3nTextConfig(**GEMMA3N))
+    with pytest.raises(restack.ViewError, match=why):
+        call(model, plan)
+
+
+@every_call
+def test_sources_of_keys_and_values_by_place(call):
+    model = LLAMA.model()
+    model.config.kv_source_layers = [0, 1, 0, 1]  # Mistral Large 4's
+    with pytest.raises(restack.ViewError, match=r"ties its layers together by place \(kv_source_layers\)"):
         call(model, [0, 1])
 
 
 @every_call
-def test_layers_of_different_sizes(call):
-    config = transformers.Gemma4TextConfig(
-        **COMMON,
-        head_dim=8,
-        global_head_dim=16,
-        num_kv_shared_layers=0,
-        layer_types=["sliding_attention", "full_attention"] * 2,
-        hidden_size_per_layer_input=0,
-        vocab_size_per_layer_input=VOCABULARY,
-    )
-    if not getattr(config, "_heterogeneity_spec", None):
-        pytest.skip("this transformers has no such config")
-    model = transformers.Gemma4ForCausalLM(config)
-    with pytest.raises(restack.ViewError, match=r"ties its layers together by place \(_heterogeneity_spec\)"):
+def test_embeddings_for_each_layer_that_are_not_gemmas(call):
+    model = LLAMA.model()
+    model.config.hidden_size_per_layer_input = 8
+    with pytest.raises(restack.ViewError, match="views do not know where"):
         call(model, [0, 1])
 
 
@@ -247,7 +244,7 @@ def test_refusals_change_nothing():
     before = {key: id(value) for key, value in vars(model).items()}, dict(vars(model.config))
     for call in CALLS:
         with pytest.raises(restack.RestackError):
-            call(model, "0:2@0.5")
+            call(model, "0:4;kv=0_3_2_3")
     assert before == ({key: id(value) for key, value in vars(model).items()}, dict(vars(model.config)))
     assert torch.equal(
         model.model.layers[0].mlp.up_proj.weight, LLAMA.model().model.layers[0].mlp.up_proj.weight
@@ -303,7 +300,7 @@ def test_encoders(call, make):
         call(make(), [0, 1, 1])
 
 
-@pytest.mark.parametrize("spec", ["0:4,1:", "::-1"])
+@pytest.mark.parametrize("spec", ["0:4,1:", "::-1", "0:2,1@0.5", "0:2,1{o_proj:0.7}", "cla2", "yoco"])
 def test_plans_that_views_run_are_told_without_a_model(spec):
     plan = restack.plan(spec, 4)
     assert runnable(plan) is plan
@@ -312,10 +309,7 @@ def test_plans_that_views_run_are_told_without_a_model(spec):
 @pytest.mark.parametrize(
     ("spec", "depths", "told"),
     [
-        ("0:2,1@0.5", 4, "visit 2 asks for damping"),
-        ("0:2,1{o_proj:0.7}", 4, "visit 2 asks for a scale"),
-        ("cla2", 4, "visit 1 asks for shared keys and values"),
-        ("yoco", 4, "visit 0 asks for a sliding window"),
+        ("lckv-w2", 4, "visit 1 reads the keys and values of visit 2, which runs after it"),
         ("0/0:2,1/2:", (4, 4), "visit 2 asks for a second donor"),
         ("0/0:4", (4, 4), "over 2 models"),
     ],

@@ -130,7 +130,7 @@ def test_unsling_inside_slung():
     "asked",
     [
         {"plan": [0, 99]},
-        {"plan": "0:1@0.5"},
+        {"plan": "0:2;kv=1_1"},
         {"repeat_map_raw": []},
         {"repeat_map_raw": 7},
         {"ratio_repeat": [(0.6, 0.2)]},

@@ -1,4 +1,4 @@
-"""The command line: `restack show | generate | chat`."""
+"""The command line: `restack show | generate | chat | save`."""
 
 import os
 import sys

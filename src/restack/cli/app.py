@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-LOOK, TALK = "Look", "Talk"
+LOOK, TALK, MAKE = "Look", "Talk", "Make"
 
 
 def _version(wanted: bool) -> None:
@@ -46,9 +46,13 @@ def show(
     dtype: o.Dtype = "auto",
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Load the model too, and check that views of it are right.")
+    ] = False,
+    device: o.Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
-    """What a model is, what a plan of it runs, and what that costs. Reads no weights."""
+    """What a model is, what a plan of it runs, and what that costs. Reads no weights but to --verify."""
     from restack.cli import loading, show
 
     source = loading.Source(
@@ -57,15 +61,20 @@ def show(
         ratio=ratio,
         kv=kv,
         dtype=dtype,
+        device=device,
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
     facts = show.facts(source)
+    if verify:
+        facts["verified"] = show.verified(source)
     if as_json:
         json.dump(facts, sys.stdout, indent=2, ensure_ascii=False)
         print()
     else:
         show.tell(facts)
+    if verify:
+        show.refuse_unverified(facts)
 
 
 @app.command(rich_help_panel=TALK)
@@ -154,6 +163,33 @@ def chat(
     )
     loading.set_seed(seed)
     chat.run(source, system, o.unescaped(ai_prefix), sampling)
+
+
+@app.command(rich_help_panel=MAKE)
+def save(
+    model: o.Model,
+    folder: o.NewFolder,
+    layers: o.Layers = None,
+    ratio: o.Ratio = None,
+    kv: o.KvMap = None,
+    weights: o.Weights = "none",
+    dtype: o.Dtype = "auto",
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Keep a view: a recipe of a few kilobytes, or a checkpoint (--weights shared or full)."""
+    from restack.cli import loading, save
+
+    source = loading.Source(
+        model=model,
+        layers=layers,
+        ratio=ratio,
+        kv=kv,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    save.run(source, folder, weights)
 
 
 @app.command(rich_help_panel=LOOK)

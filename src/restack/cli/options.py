@@ -9,6 +9,7 @@ import typer
 from restack import recipes
 from restack.cli.places import check_out
 from restack.cli.text_input import check_argument
+from restack.errors import UsageError
 
 TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
@@ -22,6 +23,17 @@ def _checked_text(option: typer.CallbackParam, text: str | None) -> str | None:
 def _checked_model(model: str) -> str:
     recipes.check_location(recipes.parse_reference(model))
     return model
+
+
+def _checked_new_folder(folder: Path) -> Path:
+    recipes.check_new_folder(folder)
+    return folder
+
+
+def _checked_weights(weights: str) -> str:
+    if weights not in recipes.WEIGHTS:
+        raise UsageError(f"--weights is {weights!r}; write one of {', '.join(recipes.WEIGHTS)}")
+    return weights
 
 
 def _checked_out(out: Path) -> Path:
@@ -115,6 +127,21 @@ Prompt = Annotated[
         metavar="TEXT",
         callback=_checked_text,
         help="The prompt; standard input without it.",
+    ),
+]
+NewFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FOLDER", callback=_checked_new_folder, help="Where to save; not there yet, or empty."
+    ),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        metavar="WHICH",
+        callback=_checked_weights,
+        help="none: a recipe, which names its base; shared: each visited layer once, and the plan; "
+        "full: a self-merged checkpoint that loads without Restack.",
     ),
 ]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", callback=_checked_out, help="Where the picture goes.")]

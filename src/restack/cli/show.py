@@ -1,21 +1,21 @@
 """`restack show`: what a model is, what a plan runs, what it costs."""
 
-from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from restack import recipes
 from restack.cli.loading import Source
 from restack.cli.units import in_bytes, in_parameters
 from restack.errors import ViewError
 from restack.plans import Plan, write_kv_map
+from restack.plans.bars import bars
 from restack.runtime import context_length
-from restack.views import view
+from restack.views import verify, view
 from restack.views.cost import cost
-
-MOST_BARS = 40
 
 
 def facts(source: Source) -> dict[str, Any]:
@@ -25,8 +25,10 @@ def facts(source: Source) -> dict[str, Any]:
     config = model.config.get_text_config(decoder=True)
     costs = cost(model, plan)
     heads = getattr(config, "num_attention_heads", None)
+    found = recipes.find_reference(source.reference, source.revision, source.trust_remote_code)
     return {
         "model": source.reference.model,
+        "recipe": {"base": found.model.model, "plan": str(found.plan)} if found.recipe else None,
         "architecture": type(model).__name__,
         "layers": config.num_hidden_layers,
         "heads": heads,
@@ -65,10 +67,34 @@ def refusal(model: Any, plan: Plan) -> str | None:
     return None
 
 
+def verified(source: Source) -> dict[str, Any]:
+    """What `restack.verify` finds of the model that is asked for, which is loaded, or what it refuses."""
+    base = recipes.open(
+        source.reference,
+        dtype=source.dtype,
+        device=source.device,
+        revision=source.revision,
+        trust_remote_code=source.trust_remote_code,
+    )
+    try:
+        found = verify(base if source.plan.is_identity else view(base, source.plan))
+    except ViewError as error:
+        return {"holds": False, "reason": str(error)}
+    return {"holds": True, **asdict(found)}
+
+
+def refuse_unverified(facts: dict[str, Any]) -> None:
+    """End with an error where `verified` found that views of the model are not right."""
+    if not facts["verified"]["holds"]:
+        raise ViewError(facts["verified"]["reason"])
+
+
 def tell(facts: dict[str, Any]) -> None:
     """Print the facts for a person."""
     console = Console(highlight=False)
     console.print(Text(facts["model"], style="bold"), Text(f"  {facts['architecture']}"))
+    if facts["recipe"]:
+        console.print(Text(f"  a recipe of {facts['recipe']['base']}: {facts['recipe']['plan']}"))
     about = Table.grid(padding=(0, 2))
     for name in ("layers", "heads", "kv_heads", "hidden_size", "vocabulary", "context", "dtype"):
         missing = "no limit in its config" if name == "context" else "unknown"
@@ -78,7 +104,8 @@ def tell(facts: dict[str, Any]) -> None:
 
     plan = facts["plan"]
     console.print(Text("\nplan", style="bold"), Text(f"  {plan['text']}"))
-    console.print(drawing(plan["visits"], facts["layers"], console.width - 4))
+    drawn = Plan.of(plan["visits"], facts["layers"])
+    console.print(Text("\n".join(bars(drawn, console.width - 4))))
     costs = Table(box=None, padding=(0, 2))
     costs.add_column("")
     costs.add_column("as a view", justify="right")
@@ -98,29 +125,12 @@ def tell(facts: dict[str, Any]) -> None:
         console.print(
             "  A view keeps the whole base in memory; materialising drops the layers that no visit runs."
         )
-
-
-def drawing(order: list[int], depth: int, width: int) -> Text:
-    """The visits as one bar a run of neighbouring layers, each drawn where its layers lie in the model."""
-    runs = bars(Plan.of(order, depth).runs)
-    scale = max(1.0, depth / max(10, min(width - 16, 80)))
-    lines = []
-    for run in runs[:MOST_BARS]:
-        start, length = int(min(run) / scale), max(1, round(len(run) / scale))
-        name = str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}"
-        lines.append(f"  {name:>9}  {' ' * start}{'█' * length}")
-    if len(runs) > MOST_BARS:
-        lines.append(f"  and {len(runs) - MOST_BARS} more such runs of layers")
-    return Text("\n".join(lines))
-
-
-def bars(runs: Iterable[range]) -> list[range]:
-    """The runs, with single layers that descend one by one joined into a run downwards."""
-    joined: list[range] = []
-    for run in runs:
-        last = joined[-1] if joined else range(0)
-        if len(run) == 1 and last and run[0] == last[-1] - 1 and (len(last) == 1 or last.step == -1):
-            joined[-1] = range(last[0], run[0] - 1, -1)
-        else:
-            joined.append(run)
-    return joined
+    found = facts.get("verified", {"holds": False})
+    if found["holds"]:
+        console.print(Text("\nverified", style="bold"), Text(f"  on {found['tokens']} random tokens"))
+        console.print(
+            f"  the identity view's logits are the model's, bitwise; {found['shared_tensors']} tensors shared"
+        )
+        console.print(
+            f"  decoding with a cache differs from decoding without by {found['cache_difference']:.1g}"
+        )

@@ -1,13 +1,16 @@
 """Loading what a reference names, with everything that can be wrong with it told in one line."""
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from restack.errors import ModelError
+from restack.recipes.fingerprint import stored_tensors
+from restack.recipes.following import MOST_RECIPES, Found, base_of, config_of_view, find, read_recipe
+from restack.recipes.location import Location
 from restack.recipes.memory import check_memory
 from restack.recipes.reference import Reference, check_location, parse_reference
+from restack.recipes.telling import told_in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -22,73 +25,51 @@ def open(
     device: str = "cpu",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    base: str | None = None,
 ) -> Any:
-    """Load the model that a reference names; a view of it if the reference has a spec.
+    """Load the model that a reference names; a view of it if the reference has a spec or names a recipe.
 
     Args:
-        reference: a hub id, a folder, or `demo`; with @SPEC for a view.
+        reference: a hub id, a folder, a recipe (the folder or hub id of one), or `demo`; with @SPEC for a
+            view of it. The layers of a recipe are its visits.
         dtype: of the weights: "auto" (as stored), "float32", "bfloat16" or "float16".
         device: as torch names it.
-        revision: of a model on the hub.
+        revision: of a model or recipe on the hub.
         trust_remote_code: run code that comes with the model.
+        base: where a recipe's base is, if not where the recipe says.
 
     Raises:
         ModelError: there is no such model, it is no decoder-only language model that transformers knows, its
             weights are not those that its config says, or do not fit in free memory (those that are still to
-            be fetched from the hub are not checked).
+            be fetched from the hub are not checked); or a recipe is of a newer version, its base is not
+            there, or is another model than it was saved for.
         PlanError, ViewError: the spec is not one for this model.
     """
-    from transformers import AutoModelForCausalLM
-
-    from restack.plans import plan
     from restack.views import runnable, view
 
-    if isinstance(reference, str):
-        reference = parse_reference(reference)
+    reference = _parsed(reference)
     torch_dtype, torch_device = _dtype(dtype), _device(device)
-    config = open_config(reference, revision=revision, trust_remote_code=trust_remote_code)
+    found = find_reference(reference, revision, trust_remote_code, base)
     if reference.spec is not None:
-        runnable(plan(reference.spec, config))  # a wrong spec is told before the weights are read
-    check_memory(reference, config, torch_dtype, torch_device, revision)
-    with _told_in_one_line(reference):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            reference.location,
-            dtype=torch_dtype,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
+        found = found.then(reference.spec)
+    if found.plan is not None:
+        runnable(found.plan)  # what views cannot do is told before the weights are read
+    check_memory(found.model, found.config, torch_dtype, torch_device, found.location.revision)
+    model, _ = _load(found, dtype=torch_dtype, trust_remote_code=trust_remote_code)
+    with told_in_one_line(found.called, found.location.is_local):
         model = model.to(torch_device).eval()
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers fills them with random numbers and says so in a warning
-        raise ModelError(
-            f"the weights of {reference.model} lack {len(missing)} of the tensors that its config.json "
-            f"promises, {missing[0]} for one; correct the config, or get the weights again"
-        )
-    _refuse_more_layers(reference, model, info["unexpected_keys"])
-    return model if reference.spec is None else view(model, reference.spec)
+    return model if found.plan is None else view(model, found.plan)
 
 
 def open_config(
     reference: str | Reference, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Any:
-    """The config of the model that a reference names.
+    """The config of the model that a reference names; that of the view, if it names a recipe.
 
     Raises:
         ModelError: there is no such model, or it is no decoder-only language model that transformers knows.
     """
-    if isinstance(reference, str):
-        reference = parse_reference(reference)
-    check_location(reference)
-    from transformers import AutoConfig  # takes seconds
-
-    with _told_in_one_line(reference):
-        config = AutoConfig.from_pretrained(
-            reference.location, revision=revision, trust_remote_code=trust_remote_code
-        )
-    if other := _other_kind(config):
-        raise ModelError(f"{reference.model} is {other}")
-    return config
+    return config_of_view(find_reference(reference, revision, trust_remote_code))
 
 
 def open_empty(
@@ -99,19 +80,9 @@ def open_empty(
     trust_remote_code: bool = False,
 ) -> Any:
     """The model that a reference names, without weights (on the meta device): only its config is read."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    if isinstance(reference, str):
-        reference = parse_reference(reference)
     torch_dtype = _dtype(dtype)
-    config = open_config(reference, revision=revision, trust_remote_code=trust_remote_code)
-    if torch_dtype == "auto":
-        torch_dtype = getattr(config, "dtype", None) or torch.float32
-    with _told_in_one_line(reference), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch_dtype, trust_remote_code=trust_remote_code
-        )
+    found = find_reference(reference, revision, trust_remote_code)
+    return build_empty(found, torch_dtype, trust_remote_code=trust_remote_code)
 
 
 def open_tokenizer(
@@ -122,60 +93,126 @@ def open_tokenizer(
     Raises:
         ModelError: it has none.
     """
+    reference = _parsed(reference)
+    location = Location(reference.location, revision)
+    return load_tokenizer(location, name=reference.model, trust_remote_code=trust_remote_code)
+
+
+def find_reference(
+    reference: str | Reference, revision: str | None, trust_remote_code: bool, base: str | None = None
+) -> Found:
+    """What a reference, its spec left aside, comes to.
+
+    Raises:
+        ModelError: as `open` does before it reads weights.
+    """
+    reference = _parsed(reference)
+    location = Location(reference.location, revision)
+    return find(location, name=reference.model, base=base, trust_remote_code=trust_remote_code)
+
+
+def load_view(
+    location: Location, *args: Any, hub: Mapping[str, Any], output_loading_info: bool = False, **kwargs: Any
+) -> Any:
+    """The view that a recipe describes, as `AutoModelForCausalLM.from_pretrained` gives it.
+
+    Args:
+        location: of the recipe.
+        args, kwargs: for the base's own `from_pretrained`.
+        hub: how to reach the hub: cache_dir, token...
+        output_loading_info: return the view, and what was unexpected in the base's weights.
+    """
+    from restack.views import runnable, view
+
+    found = find(location, trust_remote_code=bool(kwargs.get("trust_remote_code")), hub=hub)
+    plan = runnable(found.plan) if found.plan else None
+    model, info = _load(found, *args, **{**hub, **kwargs})
+    result = model if plan is None else view(model, plan)
+    return (result, info) if output_loading_info else result
+
+
+def build_view(location: Location, settings: Mapping[str, Any], **kwargs: Any) -> Any:
+    """The view that a recipe describes over a base with random weights, and these settings in its config."""
+    found = find(location)
+    for name, value in settings.items():
+        setattr(found.config, name, value)
+    return _built(found, **kwargs)
+
+
+def build_empty(found: Found, dtype: "torch.dtype | str" = "auto", *, trust_remote_code: bool = False) -> Any:
+    """The model or view on the meta device, in its own dtype if that is "auto"."""
+    import torch
+
+    if dtype == "auto":
+        dtype = getattr(found.config, "dtype", None) or torch.float32
+    with torch.device("meta"):
+        return _built(found, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(
+    location: Location,
+    *args: Any,
+    name: str | None = None,
+    hub: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """The tokenizer of a model, or of the base of a recipe."""
     from transformers import AutoTokenizer
 
-    if isinstance(reference, str):
-        reference = parse_reference(reference)
-    with _told_in_one_line(reference, "tokenizer"):
+    name = name or location.name
+    for _ in range(MOST_RECIPES):
+        recipe, location = read_recipe(location, name, hub)
+        if recipe is None:
+            break
+        location = base_of(recipe, location, name)
+    with told_in_one_line(name, location.is_local, "tokenizer"):
+        options = {**(hub or {}), **location.options, **kwargs}
         return AutoTokenizer.from_pretrained(
-            reference.location, revision=revision, trust_remote_code=trust_remote_code
+            location.name, *args, trust_remote_code=trust_remote_code, **options
         )
 
 
-def _other_kind(config: Any) -> str | None:
-    """What a model is, by its config, and what can be done; None for a decoder-only language model."""
-    from transformers.models.auto import modeling_auto as auto
-
-    kind = type(config)
-    only = f"({config.model_type}); restack opens decoder-only language models"
-    is_causal_lm = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in (
-        getattr(config, "auto_map", None) or {}
-    )
-    if config.is_encoder_decoder:
-        return f"an encoder-decoder {only}"
-    if kind in auto.MODEL_FOR_MASKED_LM_MAPPING:  # GPT-NeoX, a decoder, sets no is_decoder either
-        if not is_causal_lm:
-            return f"an encoder {only}"
-        if getattr(config, "is_decoder", None) is False:
-            return f"an encoder {only}; if it was trained as a decoder, set is_decoder in its config.json"
-    if is_causal_lm:
-        return None
-    if kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        load = "load this one with AutoModelForImageTextToText, and restack.view runs plans on it"
-        return f"a vision-language model {only}; {load}"
-    if kind in auto.MODEL_FOR_IMAGE_MAPPING or kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        return f"a vision model {only}"
-    if kind in auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING or kind in auto.MODEL_FOR_CTC_MAPPING:
-        return f"an audio model {only}"
-    return f"no causal language model that transformers knows {only}"
+def _parsed(reference: str | Reference) -> Reference:
+    parsed = parse_reference(reference) if isinstance(reference, str) else reference
+    check_location(parsed)
+    return parsed
 
 
-@contextmanager
-def _told_in_one_line(reference: Reference, part: str = "model") -> Iterator[None]:
-    """Turn what transformers says in paragraphs into one line."""
-    try:
-        yield
-    except Exception as error:  # whatever a broken model makes of a loader: each library has its own
-        reason = " ".join(str(error).split())
-        if "model type" in reason or "Unrecognized" in reason:
-            reason = f"its architecture is not known to the installed transformers ({reason:.120}...)"
-        elif "ignore_mismatched_sizes" in reason:
-            reason = "its weights do not have the shapes that its config.json says"
-        elif "trust_remote_code" in reason:
-            reason = "it comes with code of its own; if you trust that, run it with --trust-remote-code"
-        elif isinstance(error, OSError) and not reference.is_local:
-            reason = "no such folder, and the hub has no such model or cannot be reached"
-        raise ModelError(f"cannot open the {part} of {reference.model}: {reason:.300}") from error
+def _load(found: Found, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """The model with its weights, and what was found of them, once they are known to be all there."""
+    from transformers import AutoModelForCausalLM
+
+    name, is_local = found.called, found.location.is_local
+    if is_local:
+        with told_in_one_line(name, is_local):
+            stored_tensors(found.location)  # none is cut short
+        found.refuse_other_weights()
+    with told_in_one_line(name, is_local):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            found.location.name, *args, output_loading_info=True, **{**kwargs, **found.location.options}
+        )
+    if not is_local:  # they have been fetched now
+        found.refuse_other_weights()
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers fills them with random numbers and says so in a warning
+        raise ModelError(
+            f"the weights of {name} lack {len(missing)} of the tensors that its config.json promises, "
+            f"{missing[0]} for one; correct the config, or get the weights again"
+        )
+    _refuse_more_layers(name, model, info["unexpected_keys"])
+    return model, info
+
+
+def _built(found: Found, **kwargs: Any) -> Any:
+    """The model with random weights, or on the meta device with none; its view, if there is a plan."""
+    from transformers import AutoModelForCausalLM
+
+    from restack.views import view
+
+    with told_in_one_line(found.called, found.location.is_local):
+        model = AutoModelForCausalLM.from_config(found.config, **kwargs)
+    return model if found.plan is None else view(model, found.plan)
 
 
 def _dtype(name: str) -> "torch.dtype | str":
@@ -200,7 +237,7 @@ def _device(name: str) -> "torch.device":
     return device
 
 
-def _refuse_more_layers(reference: Reference, model: Any, unexpected: Iterable[str]) -> None:
+def _refuse_more_layers(name: str, model: Any, unexpected: Iterable[str]) -> None:
     """Refuse weights with layers past those of the config: transformers drops them without an error."""
     from restack.errors import ViewError
     from restack.views.anatomy import anatomy
@@ -217,7 +254,7 @@ def _refuse_more_layers(reference: Reference, model: Any, unexpected: Iterable[s
     extra = getattr(parts.config, "num_nextn_predict_layers", None) or 0
     if stored > len(parts.layers) + extra:
         raise ModelError(
-            f"the weights of {reference.model} have {stored} layers and its config.json says "
+            f"the weights of {name} have {stored} layers and its config.json says "
             f"{len(parts.layers)}; correct the config, and run fewer layers by a spec as in "
-            f"{reference.model}@0:{len(parts.layers)}"
+            f"{name}@0:{len(parts.layers)}"
         )

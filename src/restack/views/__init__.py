@@ -2,5 +2,6 @@
 
 from restack.views.build import runnable, view
 from restack.views.in_place import sling, slung, unsling
+from restack.views.verification import Verification, verify
 
-__all__ = ["runnable", "sling", "slung", "unsling", "view"]
+__all__ = ["Verification", "runnable", "sling", "slung", "unsling", "verify", "view"]

@@ -11,6 +11,29 @@ from restack.errors import ViewError
 
 # What transformers keeps of a compiled model; compiled again when it is next needed.
 COMPILED = ("_compiled_call", "_last_compile_config")
+# What accelerate puts before a dispatched model's methods, to warn whoever moves it.
+MOVING = ("to", "cuda", "mlu", "musa", "npu", "sdaa", "xpu")
+
+
+def left_out(module: nn.Module) -> list[str]:
+    """The attributes of a module that its copy does without: they are bound to it, and can be made anew."""
+    warnings = [name for name in MOVING if _is_of_accelerate(vars(module).get(name))]
+    return [name for name in COMPILED if name in vars(module)] + warnings
+
+
+def _is_of_accelerate(value: Any) -> bool:
+    return isinstance(value, FunctionType) and value.__globals__["__name__"] == "accelerate.big_modeling"
+
+
+def take_scales(model: nn.Module) -> None:
+    """Have bitsandbytes' 8-bit layers take the scales off their weights now, not in their first forward.
+
+    A layer leaves none at its weight: others of the same weight would not find them, and compute nonsense.
+    """
+    for module in model.modules():
+        take: Any = getattr(module, "init_8bit_state", None)
+        if take is not None and getattr(module.weight, "CB", None) is not None:
+            take()
 
 
 def refuse_bound_functions(modules: Iterable[tuple[str, nn.Module]]) -> None:
@@ -26,8 +49,9 @@ def refuse_bound_functions(modules: Iterable[tuple[str, nn.Module]]) -> None:
     copied = {id(module) for _, module in named}
     for path, module in named:
         state: dict[str, Any] = module.__getstate__()  # type: ignore[no-untyped-call]
+        without = left_out(module)
         for name, value in state.items():  # what deepcopy copies of it
-            if name not in COMPILED and _is_bound(value, copied):
+            if name not in without and _is_bound(value, copied):
                 place = ".".join(filter(None, (path, name)))
                 raise ViewError(
                     f"{place} of the {type(module).__name__} was replaced by a function that is bound to the "

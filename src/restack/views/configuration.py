@@ -1,6 +1,7 @@
 """What a decoder's config says of its layers: how many, and the settings that are listed layer by layer."""
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,14 @@ from restack.errors import ViewError
 from restack.views.frozen_config import FROZEN, freezing
 
 COUNT = "num_hidden_layers"
+COUNTS = (COUNT, "decoder_layers", "num_decoder_layers")  # what was an encoder-decoder may have them all
 # Settings with one entry a layer, by name: a list of the same length may be something else (`eos_token_id`).
 PER_LAYER = (
     "activation_sparsity_pattern",
     "attention_layers",
     "indexer_types",
     "intermediate_size",
+    "kv_sharing_modes",
     "layer_rope_theta",
     "layer_types",
     "layers_block_type",
@@ -37,13 +40,9 @@ LAYER_LISTS = (
     "rope_scaling_layers",
 )
 # Settings that tie layers to each other by their place; a view would break them without a word.
-PLACE_BOUND = (
-    "num_kv_shared_layers",
-    "hidden_size_per_layer_input",
-    "kv_source_layers",
-    "_heterogeneity_spec",
-    "cross_layer_interval",
-)
+PLACE_BOUND = ("kv_source_layers", "cross_layer_interval")
+REUSING = "num_kv_shared_layers"  # how many layers at the end read keys and values of others
+OVERRIDES = "_heterogeneity_spec"  # holds {layer: its own values of some settings}
 
 
 class ABSENT:
@@ -60,7 +59,8 @@ class LayerSettings:
     @classmethod
     def of(cls, config: Any) -> "LayerSettings":
         """What `config` says now."""
-        names = {_stored_name(config, name) for name in (COUNT, *PER_LAYER, *LAYER_LISTS)} | {FROZEN}
+        names = {_stored_name(config, name) for name in (*COUNTS, *PER_LAYER, *LAYER_LISTS)}
+        names |= {FROZEN, REUSING, OVERRIDES}
         return cls(type(config), {name: vars(config).get(name, ABSENT) for name in names})
 
     def apply(self, config: Any) -> None:
@@ -84,8 +84,8 @@ def reordered(config: Any, order: Sequence[int]) -> LayerSettings:
         ViewError: the config ties layers to each other by their place, or the order leaves out all
             attention of a model whose cache needs it.
     """
-    for name in PLACE_BOUND:
-        if getattr(config, name, None):
+    for name in (*PLACE_BOUND, *([] if hasattr(config, "kv_sharing_modes") else [REUSING])):
+        if _setting(config, name):
             raise ViewError(
                 f"{config.model_type} ties its layers together by place ({name}); views cannot reorder them"
             )
@@ -100,7 +100,7 @@ def reordered(config: Any, order: Sequence[int]) -> LayerSettings:
     by_rule = LayerSettings(now.config_class, {**now.values, **stored, FROZEN: ABSENT})
     trial = copy.copy(config)
     by_rule.apply(trial)
-    broken = {name: value for name, value in wanted.items() if getattr(trial, name) != value}
+    broken = {name: value for name, value in wanted.items() if _setting(trial, name) != value}
     if not broken:
         return by_rule
     return LayerSettings(freezing(now.config_class), {**by_rule.values, FROZEN: broken})
@@ -133,9 +133,10 @@ def _is_table(name: str, value: Any, count: int) -> bool:
 
 def _wanted(config: Any, order: Sequence[int]) -> dict[str, Any]:
     """The layer count and the settings of each layer in the new order, by the name they are stored under."""
-    wanted: dict[str, Any] = {_stored_name(config, COUNT): len(order)}
+    counts = [name for name in COUNTS if _setting(config, name) == config.num_hidden_layers]
+    wanted: dict[str, Any] = {_stored_name(config, name): len(order) for name in counts}
     for name in PER_LAYER:
-        value = getattr(config, name, None)
+        value = _setting(config, name)
         if isinstance(value, list | tuple) and value:
             if len(value) != config.num_hidden_layers:
                 raise ViewError(
@@ -153,7 +154,43 @@ def _wanted(config: Any, order: Sequence[int]) -> dict[str, Any]:
         value = vars(config).get(name)
         if value:
             wanted[name] = [visit for visit, layer in enumerate(order) if layer in value]
+    if vars(config).get(REUSING):
+        _refuse_readers_without_source(config, order, "kv_sharing_modes", "store", "reuse")
+        modes = wanted["kv_sharing_modes"]
+        wanted[REUSING] = next((n for n, mode in enumerate(reversed(modes)) if mode != "reuse"), len(modes))
+    if "indexer_types" in wanted:
+        _refuse_readers_without_source(config, order, "indexer_types", "full", "shared")
+    if own := vars(config).get(OVERRIDES):
+        overrides = own.per_layer_overrides
+        moved = {visit: overrides[layer] for visit, layer in enumerate(order) if layer in overrides}
+        wanted[OVERRIDES] = dataclasses.replace(own, per_layer_overrides=moved)
     return wanted
+
+
+def _refuse_readers_without_source(
+    config: Any, order: Sequence[int], setting: str, source: str, reader: str
+) -> None:
+    """Refuse an order in which a layer reads what no visit before it has kept for layers of its kind."""
+    roles = getattr(config, setting)
+    kinds = _setting(config, "layer_types") or [None] * len(roles)
+    kept = set()
+    for visit, layer in enumerate(order):
+        if roles[layer] == source:
+            kept.add(kinds[layer])
+        elif roles[layer] == reader and kinds[layer] not in kept:
+            sources = [n for n, role in enumerate(roles) if role == source and kinds[n] == kinds[layer]]
+            raise ViewError(
+                f"visit {visit} is of layer {layer}, which reads what another layer keeps for it ({setting} "
+                f"of {config.model_type}); visit {' or '.join(map(str, sources))} before"
+            )
+
+
+def _setting(config: Any, name: str) -> Any:
+    """What a config says of itself; None if it has no such setting, or none for all of its layers."""
+    try:
+        return getattr(config, name, None)
+    except (RuntimeError, ValueError):  # each layer has its own; or they contradict each other
+        return None
 
 
 def attends(kinds: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 from restack.plans import Plan
 from restack.views.anatomy import Anatomy, anatomy
+from restack.views.build import plan_after
 from restack.views.configuration import attends
 
 
@@ -55,7 +56,7 @@ def cost(model: nn.Module, plan: Plan) -> Cost:
         base_bytes=whole.bytes,
         unique_bytes=visited.bytes,
         effective_bytes=effective.bytes,
-        kv_bytes_per_token=sum(kv[plan.order[owner]] for owner in set(plan.owners)),
+        kv_bytes_per_token=sum(kv[plan.order[owner]] for owner in set(plan_after(model, plan).owners)),
         materialised_kv_bytes_per_token=sum(kv[layer] for layer in plan.order),
         quantised=_quantised(model),
     )

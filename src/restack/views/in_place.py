@@ -1,5 +1,6 @@
 """David's call: the loaded model itself runs the plan, in place, until it is undone."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +12,23 @@ from restack import plans
 from restack.errors import PlanError, ViewError
 from restack.plans import Plan
 from restack.plans.pointing import shown
+from restack.views import scaling, sliding
 from restack.views.anatomy import anatomy, decoder_config
 from restack.views.bound import refuse_bound_functions
-from restack.views.build import ORIGINAL, PLAN, outside, plan_after, runnable, sharing_memo, visits
+from restack.views.build import (
+    ORIGINAL,
+    PLAN,
+    outside,
+    plan_after,
+    refuse_saving,
+    runnable,
+    sharing_memo,
+    unsaved_reason,
+    visits,
+)
+from restack.views.by_place import ByPlace, refuse_unknown
 from restack.views.configuration import LayerSettings, refuse_tables, reordered
+from restack.views.frozen_config import UNSAVED
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,17 +41,21 @@ class Arrangement:
     members: tuple[nn.Module, ...]
     training: bool
     settings: LayerSettings
+    by_place: ByPlace
     plan: Plan | None
 
     @classmethod
     def of(cls, model: nn.Module, layers: nn.ModuleList) -> "Arrangement":
         """What `model` runs now."""
         settings = LayerSettings.of(decoder_config(model))
-        return cls(layers, tuple(layers), layers.training, settings, vars(model).get(PLAN))
+        by_place = ByPlace.of(outside(model, layers))
+        return cls(layers, tuple(layers), layers.training, settings, by_place, vars(model).get(PLAN))
 
     def apply(self, model: nn.Module) -> None:
         """Make `model` run this."""
+        vars(model.config).pop(UNSAVED, None)
         self.settings.apply(decoder_config(model))
+        self.by_place.apply(outside(model, self.layers))
         del self.layers[:]
         self.layers.extend(self.members)
         if self.layers.training != self.training:  # model.train() or eval() was called in the meantime
@@ -45,6 +63,8 @@ class Arrangement:
         vars(model).pop(PLAN, None)
         if self.plan is not None:
             vars(model)[PLAN] = self.plan
+            if reason := unsaved_reason(self.plan):
+                refuse_saving(model.config, reason)
 
 
 def sling(
@@ -124,13 +144,25 @@ def _arrangement(
 ) -> Arrangement:
     parts = anatomy(model)
     plan = runnable(plans.plan(plan, len(parts.layers), ratio_repeat=ratio_repeat))
-    settings = reordered(parts.config, plan.order)
-    refuse_tables(parts.config, outside(parts.decoder, parts.layers))
+    whole = plan_after(model, plan)
+    scaling.check(plan, parts.layers, parts.path)
+    kinds = sliding.kinds_of(plan, parts.layers, parts.config)
+    settings = sliding.with_kinds(reordered(parts.config, plan.order), kinds)
+    if sliding.SLIDING in kinds and any(
+        vars(module).get("has_sliding_layers") is False for module in model.modules()
+    ):
+        raise ViewError("this model was built without sliding layers; make a view that slides, it is a copy")
+    around = outside(parts.decoder, parts.layers)
+    refuse_tables(parts.config, around)
+    refuse_unknown(parts.config, around)
     refuse_bound_functions(parts.layers.named_modules(prefix=parts.path))
     kept = [model.config, parts.config, parts.layers, *outside(model, parts.layers)]
     memo = sharing_memo(model) | {id(thing): thing for thing in kept}
-    members = tuple(visits(parts, plan, memo))
-    return Arrangement(parts.layers, members, parts.layers.training, settings, plan_after(model, plan))
+    members = tuple(visits(parts, plan, whole, kinds, memo))
+    after = copy.copy(parts.config)
+    settings.apply(after)
+    by_place = ByPlace.of(around).reordered(after, plan.order, len(parts.layers))
+    return Arrangement(parts.layers, members, parts.layers.training, settings, by_place, whole)
 
 
 def _refuse_other_notation(ratio_repeat: Any) -> None:

@@ -1,0 +1,38 @@
+"""`restack save`: a view, kept in a folder."""
+
+from pathlib import Path
+
+from restack import recipes
+from restack.cli.loading import Source
+from restack.cli.units import in_bytes
+from restack.plans import Plan
+
+
+def run(source: Source, folder: Path, weights: str) -> None:
+    """Save the view that is asked for, and say what was made. A recipe loads no weights."""
+    plan = source.plan
+    if weights == "none":
+        recipes.save_recipe(
+            source.reference,
+            plan,
+            folder,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+        )
+    else:
+        _, model, _ = source.load()
+        recipes.save(model, folder, weights=weights)
+    print(f"{folder}: {_kinds(weights)} of {source.reference.model}, {_counted(plan)}, {_size(folder)}")
+    print(f"restack chat {folder} talks with it")
+
+
+def _kinds(weights: str) -> str:
+    return {"none": "a recipe", "shared": "a recipe with weights", "full": "a self-merge"}[weights]
+
+
+def _counted(plan: Plan) -> str:
+    return "1 visit" if len(plan) == 1 else f"{len(plan)} visits"
+
+
+def _size(folder: Path) -> str:
+    return in_bytes(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))

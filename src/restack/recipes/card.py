@@ -1,0 +1,62 @@
+"""The model card of a saved view: what it runs, drawn, and how to load it."""
+
+from restack.plans import Plan
+from restack.plans.bars import bars
+
+LONGEST_TEXT = 1500  # characters of a plan that a card shows
+COLUMNS = 76
+
+STORED = {
+    "none": "No weights are stored here: they are those of the base, which is fetched when this is loaded.",
+    "shared": "The weights are in `base`, each layer once: that folder is a model of its own.",
+    "full": "The weights of every visit are stored, so that it loads like any model, without Restack.",
+}
+LOADING = """\
+```python
+import restack
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER)  # or restack.open(FOLDER), or FOLDER@SPEC
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+```
+
+FOLDER is this folder, or its id on the hub. `pip install restack` first; `restack chat FOLDER` talks with it.
+"""
+
+
+def card(plan: Plan, base: str | None, is_on_hub: bool, weights: str) -> str:
+    """README.md of a saved view, as the hub reads it.
+
+    Args:
+        plan: what the view runs.
+        base: its name; None if it has none.
+        is_on_hub: whether that is a hub id.
+        weights: "none", "shared" or "full".
+    """
+    title = base.rpartition("/")[2] if base else "A model"
+    layers = " + ".join(map(str, plan.depths))
+    visits = "1 visit" if len(plan) == 1 else f"{len(plan)} visits"
+    parts = [
+        _front_matter(base if is_on_hub else None),
+        f"# {title}, restacked",
+        f"{visits} of the {layers} layers of {f'`{base}`' if base else 'a model without a name'}, in order:",
+        "```text\n" + "\n".join(bars(plan, COLUMNS)) + "\n```",
+        f"The plan, as Restack writes it: {_shortened(str(plan))}",
+        STORED[weights],
+    ]
+    if weights != "full":
+        parts += ["## How to load it", LOADING.rstrip()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(hub_id: str | None) -> str:
+    lines = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [restack, merge]"]
+    if hub_id:
+        lines += [f"base_model: {hub_id}", "base_model_relation: merge"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= LONGEST_TEXT:
+        return f"`{text}`"
+    return f"`{text[:LONGEST_TEXT]}`... (whole in config.json)"
