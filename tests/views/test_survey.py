@@ -1,11 +1,13 @@
 """Views of every decoder architecture equal their twins, and docs/architectures.md says so."""
 
+from dataclasses import replace
+
 import pytest
 import transformers
 
 import restack
 from tests.views import survey
-from tests.views.survey import PLANS, PROMPT, Differs, compare, logits, page, table
+from tests.views.survey import OWN_CACHE, PLANS, PROMPT, Differs, compare, logits, page, table
 from tests.views.survey_models import decoders, tiny
 from tests.views.survey_twins import BAKED, twin
 
@@ -26,7 +28,10 @@ def test_a_view_equals_its_twin_as_the_table_says(model_type):
         pytest.skip(f"not surveyed yet: new in transformers {transformers.__version__}")
     found = survey.survey(model_type)
     if transformers.__version__ == VERSION:
-        assert found == ROWS[model_type]
+        row = ROWS[model_type]
+        # How far such a model decodes from itself varies from process to process; as its twin it always does.
+        near = replace(row, notes=row.notes.replace(OWN_CACHE, "").strip("; "))
+        assert found in (row, near)
     else:
         assert found.verdict == ROWS[model_type].verdict
 
