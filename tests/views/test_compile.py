@@ -11,13 +11,6 @@ from tests.views.pairs import ORDER, PROMPT, greedy, logits, pair
 SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3", "gpt2")]
 
 
-@pytest.fixture(autouse=True)
-def forgetful():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize("name", ["llama", *SLOWER])
 def test_one_graph(name):
     """`fullgraph=True` allows no break; the graph reads the base's weights where they are."""
