@@ -5,7 +5,7 @@ from pathlib import Path
 from restack import recipes
 from restack.cli.loading import Source
 from restack.cli.units import in_bytes
-from restack.plans import Plan
+from restack.plans.pointing import counted
 
 
 def run(source: Source, folder: Path, weights: str) -> None:
@@ -22,16 +22,15 @@ def run(source: Source, folder: Path, weights: str) -> None:
     else:
         _, model, _ = source.load()
         recipes.save(model, folder, weights=weights)
-    print(f"{folder}: {_kinds(weights)} of {source.reference.model}, {_counted(plan)}, {_size(folder)}")
+    print(
+        f"{folder}: {_kinds(weights)} of {source.reference.model}, {counted(len(plan), 'visit')}, "
+        f"{_size(folder)}"
+    )
     print(f"restack chat {folder} talks with it")
 
 
 def _kinds(weights: str) -> str:
     return {"none": "a recipe", "shared": "a recipe with weights", "full": "a self-merge"}[weights]
-
-
-def _counted(plan: Plan) -> str:
-    return "1 visit" if len(plan) == 1 else f"{len(plan)} visits"
 
 
 def _size(folder: Path) -> str:

@@ -25,10 +25,9 @@ def facts(source: Source) -> dict[str, Any]:
     config = model.config.get_text_config(decoder=True)
     costs = cost(model, plan)
     heads = getattr(config, "num_attention_heads", None)
-    found = recipes.find_reference(source.reference, source.revision, source.trust_remote_code)
     return {
         "model": source.reference.model,
-        "recipe": {"base": found.model.model, "plan": str(found.plan)} if found.recipe else None,
+        "recipe": recipe(source, model),
         "architecture": type(model).__name__,
         "layers": config.num_hidden_layers,
         "heads": heads,
@@ -55,6 +54,15 @@ def facts(source: Source) -> dict[str, Any]:
             },
         },
     }
+
+
+def recipe(source: Source, model: Any) -> dict[str, str] | None:
+    """The base of a recipe and its plan, or the models of a merge; None where the model is neither."""
+    if source.reference.is_merge:
+        models = recipes.Merge.of(source.reference).models
+        return {"base": " and ".join(model.model for model in models), "plan": str(model.restack_plan)}
+    found = recipes.find_reference(source.reference, source.revision, source.trust_remote_code)
+    return {"base": found.model.model, "plan": str(found.plan)} if found.recipe else None
 
 
 def refusal(model: Any, plan: Plan) -> str | None:

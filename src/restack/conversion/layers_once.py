@@ -8,8 +8,9 @@ from torch import nn
 
 from restack.plans import Plan
 from restack.views.anatomy import anatomy
-from restack.views.build import PLAN, arranged_copy
+from restack.views.arranging import arranged_copy
 from restack.views.frozen_config import UNSAVED
+from restack.views.guards import PLAN
 
 
 def layers_once(model: nn.Module, plan: Plan) -> tuple[Any, Plan]:

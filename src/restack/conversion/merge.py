@@ -1,5 +1,6 @@
 """A plan turned into a model of its own: what a self-merge tool would write to disk."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -8,14 +9,15 @@ from restack import plans
 from restack.errors import ViewError
 from restack.views import scaling
 from restack.views.anatomy import anatomy
-from restack.views.build import PLAN, arranged_copy, plan_after, refuse_saving, runnable
+from restack.views.arranging import arranged_copy, plan_after, refuse_saving, runnable
+from restack.views.donors import one_model
 from restack.views.frozen_config import UNSAVED
-from restack.views.guards import difference_when_loaded
+from restack.views.guards import PLAN, difference_when_loaded
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def materialise(model: Model, plan: Any) -> Model:
+def materialise(model: Model | Sequence[Model] | Mapping[str, Model], plan: Any) -> Model:
     """A model that runs `plan` on its own copies of the weights: one copy a visit, none shared.
 
     Where the plan scales tensors, the copies are multiplied. It can be trained, changed and saved
@@ -24,16 +26,17 @@ def materialise(model: Model, plan: Any) -> Model:
     not those its config makes runs, but cannot be saved.
 
     Args:
-        model: a loaded decoder of transformers; it is not changed.
+        model: a loaded decoder of transformers; or several, as `restack.view` takes them. Not changed.
         plan: anything that `restack.plan` reads.
 
     Raises:
         PlanError, ViewError: as `restack.view` does; and where no weights could say what the plan asks for:
             damping, shared keys and values.
     """
-    plan = runnable(plans.plan(plan, len(anatomy(model).layers)))
-    _refuse_what_weights_cannot_say(plan_after(model, plan))
-    result = arranged_copy(model, plan, share_tensors=False)
+    base, plan = one_model(model, plan)
+    plan = runnable(plans.plan(plan, len(anatomy(base).layers)))
+    _refuse_what_weights_cannot_say(plan_after(base, plan))
+    result: Model = arranged_copy(base, plan, share_tensors=False)
     del vars(result)[PLAN]
     scaling.bake(result)
     _refuse_saving_of_another_model(result)

@@ -3,8 +3,9 @@
 from restack.plans.blocks import write as write_blocks
 from restack.plans.depth_ranges import write as write_depth_ranges
 from restack.plans.kv_map import write as write_kv_map
+from restack.plans.mergekit import load as load_mergekit
 from restack.plans.mergekit import write as write_mergekit
-from restack.plans.notations import plan
+from restack.plans.notations import donors, plan
 from restack.plans.paths import write as write_path
 from restack.plans.spec import parse
 from restack.plans.value import Plan, Visit
@@ -12,6 +13,8 @@ from restack.plans.value import Plan, Visit
 __all__ = [
     "Plan",
     "Visit",
+    "donors",
+    "load_mergekit",
     "parse",
     "plan",
     "write_blocks",

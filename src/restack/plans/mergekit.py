@@ -105,6 +105,21 @@ def read(config: Any, depths: int | Mapping[str, int]) -> Plan:
     return Plan(tuple(visits), tuple(depths[model] for model in donors))
 
 
+def donors(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The models of a config in the order in which they first appear.
+
+    Raises:
+        PlanError: it has no slices of one source each, with a model.
+    """
+    names = []
+    for number, entry in enumerate(_list(config.get("slices"), "slices")):
+        where = f"slice {number}"
+        (source, *_) = _list(_mapping(entry, where, SLICE_KEYS).get("sources"), f"{where}: sources")
+        name, _ = _model(_mapping(source, f"{where}: source", SOURCE_KEYS).get("model"), 0, where)
+        names.append(name)
+    return tuple(dict.fromkeys(names))
+
+
 def write(plan: Plan, models: Sequence[str], dtype: str = "bfloat16") -> str:
     """The YAML of a passthrough merge that makes this plan's model.
 

@@ -1,6 +1,7 @@
 """Models by name: MODEL[@SPEC] or a recipe to a loaded model or a view; and back, a view to a recipe."""
 
 from restack.recipes.import_hook import teach_transformers
+from restack.recipes.merges import Merge
 from restack.recipes.new_folder import check_new_folder
 from restack.recipes.opening import DTYPES, find_reference, open, open_config, open_empty, open_tokenizer
 from restack.recipes.reference import Reference, check_location, parse_reference
@@ -9,6 +10,7 @@ from restack.recipes.saving import WEIGHTS, save, save_recipe
 __all__ = [
     "DTYPES",
     "WEIGHTS",
+    "Merge",
     "Reference",
     "check_location",
     "check_new_folder",

@@ -26,8 +26,7 @@ class RestackConfig(PreTrainedConfig):  # type: ignore[misc]
         """As `PreTrainedConfig.from_dict`; settings of the view are left to the view's config."""
         returns_unused = kwargs.pop("return_unused_kwargs", False)
         name = kwargs.pop("name_or_path", None) or config_dict.get("_name_or_path", "")
-        for passing in ("_from_auto", "_from_pipeline", "_commit_hash"):
-            kwargs.pop(passing, None)
+        _drop_passing(kwargs)
         recipe = Recipe.from_json(config_dict, name or "this config")
         config: Any = cls(name_or_path=name)
         config._view_config, config._overrides = None, {}
@@ -112,9 +111,8 @@ class RestackForCausalLM:
         """
         from restack.recipes.opening import load_view
 
-        options = {option: kwargs.pop(option) for option in HUB_OPTIONS & kwargs.keys()}
-        location = Location(str(name), options.pop("revision", None), options.pop("subfolder", ""))
-        return load_view(location, *args, hub=options, **{**config.overrides, **kwargs})
+        location, hub = _location(name, kwargs)
+        return load_view(location, *args, hub=hub, **{**config.overrides, **kwargs})
 
     @classmethod
     def _from_config(cls, config: RestackConfig, **kwargs: Any) -> Any:
@@ -136,11 +134,21 @@ class RestackTokenizer:
         """
         from restack.recipes.opening import load_tokenizer
 
-        options = {option: kwargs.pop(option) for option in HUB_OPTIONS & kwargs.keys()}
-        for passing in ("_from_auto", "_from_pipeline", "_commit_hash"):
-            kwargs.pop(passing, None)
-        location = Location(str(name), options.pop("revision", None), options.pop("subfolder", ""))
-        return load_tokenizer(location, *args, hub=options, **kwargs)
+        _drop_passing(kwargs)
+        location, hub = _location(name, kwargs)
+        return load_tokenizer(location, *args, hub=hub, **kwargs)
+
+
+def _drop_passing(kwargs: dict[str, Any]) -> None:
+    """Take out what transformers' classes tell each other."""
+    for name in ("_from_auto", "_from_pipeline", "_commit_hash"):
+        kwargs.pop(name, None)
+
+
+def _location(name: Any, kwargs: dict[str, Any]) -> tuple[Location, dict[str, Any]]:
+    """Where a recipe is, and how to reach the hub; what says so is taken out of the keywords."""
+    options = {option: kwargs.pop(option) for option in HUB_OPTIONS & kwargs.keys()}
+    return Location(str(name), options.pop("revision", None), options.pop("subfolder", "")), options
 
 
 def register_config() -> None:

@@ -2,6 +2,7 @@
 
 from restack.plans import Plan
 from restack.plans.bars import bars
+from restack.plans.pointing import counted
 
 LONGEST_TEXT = 1500  # characters of a plan that a card shows
 COLUMNS = 76
@@ -29,17 +30,20 @@ def card(plan: Plan, base: str | None, is_on_hub: bool, weights: str) -> str:
 
     Args:
         plan: what the view runs.
-        base: its name; None if it has none.
+        base: its name; None if it has none. Not told where there are several.
         is_on_hub: whether that is a hub id.
         weights: "none", "shared" or "full".
     """
-    title = base.rpartition("/")[2] if base else "A model"
+    several = len(plan.depths) > 1
+    title = base.rpartition("/")[2] if base and not several else "A model"
     layers = " + ".join(map(str, plan.depths))
-    visits = "1 visit" if len(plan) == 1 else f"{len(plan)} visits"
+    source = (
+        counted(len(plan.depths), "model") if several else f"`{base}`" if base else "a model without a name"
+    )
     parts = [
-        _front_matter(base if is_on_hub else None),
+        _front_matter(base if is_on_hub and not several else None),
         f"# {title}, restacked",
-        f"{visits} of the {layers} layers of {f'`{base}`' if base else 'a model without a name'}, in order:",
+        f"{counted(len(plan), 'visit')} of the {layers} layers of {source}, in order:",
         "```text\n" + "\n".join(bars(plan, COLUMNS)) + "\n```",
         f"The plan, as Restack writes it: {_shortened(str(plan))}",
         STORED[weights],

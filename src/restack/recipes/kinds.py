@@ -19,19 +19,19 @@ def _other_kind(config: Any) -> str | None:
     """What a model is, by its config, and what can be done; None for a decoder-only language model."""
     from transformers.models.auto import modeling_auto as auto
 
+    from restack.views.anatomy import is_causal_lm
+
     kind = type(config)
     only = f"({config.model_type}); restack opens decoder-only language models"
-    is_causal_lm = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in (
-        getattr(config, "auto_map", None) or {}
-    )
+    generates = is_causal_lm(config)
     if config.is_encoder_decoder:
         return f"an encoder-decoder {only}"
     if kind in auto.MODEL_FOR_MASKED_LM_MAPPING:  # GPT-NeoX, a decoder, sets no is_decoder either
-        if not is_causal_lm:
+        if not generates:
             return f"an encoder {only}"
         if getattr(config, "is_decoder", None) is False:
             return f"an encoder {only}; if it was trained as a decoder, set is_decoder in its config.json"
-    if is_causal_lm:
+    if generates:
         return None
     if kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         load = "load this one with AutoModelForImageTextToText, and restack.view runs plans on it"

@@ -9,6 +9,7 @@ from restack.recipes.fingerprint import stored_tensors
 from restack.recipes.following import MOST_RECIPES, Found, base_of, config_of_view, find, read_recipe
 from restack.recipes.location import Location
 from restack.recipes.memory import check_memory
+from restack.recipes.merges import Merge
 from restack.recipes.reference import Reference, check_location, parse_reference
 from restack.recipes.telling import told_in_one_line
 
@@ -30,9 +31,11 @@ def open(
     """Load the model that a reference names; a view of it if the reference has a spec or names a recipe.
 
     Args:
-        reference: a hub id, a folder, a recipe (the folder or hub id of one), or `demo`; with @SPEC for a
-            view of it. The layers of a recipe are its visits.
-        dtype: of the weights: "auto" (as stored), "float32", "bfloat16" or "float16".
+        reference: a hub id, a folder, a recipe (the folder or hub id of one), a mergekit config (.yaml) with
+            the hub ids or folders of its models, or `demo`; with @SPEC for a view of it. The layers of a
+            recipe or a merge are its visits.
+        dtype: of the weights: "auto" (as stored; for a merge, what it says), "float32", "bfloat16" or
+            "float16".
         device: as torch names it.
         revision: of a model or recipe on the hub.
         trust_remote_code: run code that comes with the model.
@@ -48,6 +51,15 @@ def open(
     from restack.views import runnable, view
 
     reference = _parsed(reference)
+    if reference.is_merge:
+        return Merge.of(reference).view(
+            lambda model, its_dtype: open(
+                model,
+                dtype=its_dtype if dtype == "auto" else dtype,
+                device=device,
+                trust_remote_code=trust_remote_code,
+            )
+        )
     torch_dtype, torch_device = _dtype(dtype), _device(device)
     found = find_reference(reference, revision, trust_remote_code, base)
     if reference.spec is not None:
@@ -69,6 +81,9 @@ def open_config(
     Raises:
         ModelError: there is no such model, or it is no decoder-only language model that transformers knows.
     """
+    reference = _parsed(reference)
+    if reference.is_merge:
+        return open_empty(reference, trust_remote_code=trust_remote_code).config
     return config_of_view(find_reference(reference, revision, trust_remote_code))
 
 
@@ -80,6 +95,13 @@ def open_empty(
     trust_remote_code: bool = False,
 ) -> Any:
     """The model that a reference names, without weights (on the meta device): only its config is read."""
+    reference = _parsed(reference)
+    if reference.is_merge:
+        return Merge.of(reference).view(
+            lambda model, its_dtype: open_empty(
+                model, dtype=its_dtype if dtype == "auto" else dtype, trust_remote_code=trust_remote_code
+            )
+        )
     torch_dtype = _dtype(dtype)
     found = find_reference(reference, revision, trust_remote_code)
     return build_empty(found, torch_dtype, trust_remote_code=trust_remote_code)
@@ -88,12 +110,14 @@ def open_empty(
 def open_tokenizer(
     reference: str | Reference, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Any:
-    """The tokenizer of the model that a reference names.
+    """The tokenizer of the model that a reference names; of a merge, the first model's.
 
     Raises:
         ModelError: it has none.
     """
     reference = _parsed(reference)
+    if reference.is_merge:
+        reference, revision = Merge.of(reference).models[0], None
     location = Location(reference.location, revision)
     return load_tokenizer(location, name=reference.model, trust_remote_code=trust_remote_code)
 
@@ -107,6 +131,8 @@ def find_reference(
         ModelError: as `open` does before it reads weights.
     """
     reference = _parsed(reference)
+    if reference.is_merge:
+        raise ModelError(f"{reference.model} is a merge of models, and none itself; name one of them")
     location = Location(reference.location, revision)
     return find(location, name=reference.model, base=base, trust_remote_code=trust_remote_code)
 

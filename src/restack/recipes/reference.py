@@ -28,6 +28,11 @@ class Reference:
         """Whether the model is on this machine, and not to be looked for on the hub."""
         return _exists(self.location)
 
+    @property
+    def is_merge(self) -> bool:
+        """Whether this is a mergekit config, which names its models itself."""
+        return self.location.lower().endswith((".yaml", ".yml")) and os.path.isfile(self.location)  # noqa: PTH113
+
     def __str__(self) -> str:
         return self.model if self.spec is None else f"{self.model}@{self.spec}"
 
@@ -62,9 +67,12 @@ def check_location(reference: Reference) -> None:
     if not reference.is_local:
         if name.startswith((".", "~", os.sep)) or not HUB_ID.fullmatch(location):
             raise ModelError(f"there is no folder {name}; a model is a folder, a hub id or demo")
-    elif not (Path(location) / "config.json").is_file():
+    elif not reference.is_merge and not (Path(location) / "config.json").is_file():
         kind = "a folder without config.json" if Path(location).is_dir() else "a file"
-        raise ModelError(f"{name} is {kind}; a model is a folder with config.json and weights, or a hub id")
+        raise ModelError(
+            f"{name} is {kind}; a model is a folder with config.json and weights, a "
+            "mergekit config (.yaml), or a hub id"
+        )
 
 
 def _exists(path: str) -> bool:

@@ -102,7 +102,7 @@ def save_recipe(
 def _plan(model: Any) -> Plan:
     """What the model runs; every layer once if it is no view."""
     from restack.views.anatomy import anatomy
-    from restack.views.build import PLAN
+    from restack.views.guards import PLAN
 
     layers = len(anatomy(model).layers)  # refuses what is no model of layers at all
     plan: Plan | None = vars(model).get(PLAN)

@@ -1,6 +1,7 @@
 """A plan over a loaded model: views that share its weights, and the same in place (`sling`)."""
 
-from restack.views.build import runnable, view
+from restack.views.arranging import runnable
+from restack.views.build import view
 from restack.views.in_place import sling, slung, unsling
 from restack.views.verification import Verification, verify
 

@@ -95,7 +95,7 @@ def _refuse_encoder(model: nn.Module, config: Any, layers: nn.ModuleList) -> Non
     elif said["is_causal"]:  # PaliGemma's layers are not, and yet it generates: it reads the prompt both ways
         is_decoder = True in said["is_causal"] or (generates and model.config is not config)
     else:
-        is_decoder = generates or _is_causal_lm(config)
+        is_decoder = generates or is_causal_lm(config)
     if not is_decoder or getattr(config, "is_causal", None) is False:
         wrong = f"{type(model).__name__} is an encoder; views are of decoder-only language models"
         if hasattr(config, "is_decoder"):
@@ -103,7 +103,7 @@ def _refuse_encoder(model: nn.Module, config: Any, layers: nn.ModuleList) -> Non
         raise ViewError(wrong)
 
 
-def _is_causal_lm(config: Any) -> bool:
+def is_causal_lm(config: Any) -> bool:
     """Whether transformers, or code that comes with the model, makes a causal language model of a config."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING  # takes long, and is seldom needed
 

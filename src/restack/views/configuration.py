@@ -94,7 +94,41 @@ def reordered(config: Any, order: Sequence[int]) -> LayerSettings:
             f"{config.model_type} rescales its weights in place, by the number of their layer, when it runs "
             "(rescale_every); a view would spoil those of the base"
         )
-    wanted = _wanted(config, order)
+    return _saying(config, _wanted(config, order))
+
+
+def concatenated(configs: Sequence[Any]) -> LayerSettings:
+    """What the first of these configs must say for a model that has the layers of all, one after the other.
+
+    Raises:
+        ViewError: they tie layers to each other, or describe some apart, in a way that cannot be joined.
+    """
+    wanted: dict[str, Any] = {}
+    depth = 0
+    for config in configs:
+        own = _wanted(config, range(config.num_hidden_layers))
+        for name in (REUSING, "hidden_size_per_layer_input", OVERRIDES):
+            if vars(config).get(name):
+                raise ViewError(
+                    f"{config.model_type} prepares its layers by their place ({name.strip('_')}); such "
+                    "models cannot lend each other layers"
+                )
+        for name, value in own.items():
+            if isinstance(value, int):
+                wanted[name] = wanted.get(name, 0) + value
+            elif name in LAYER_LISTS:
+                wanted[name] = [*wanted.get(name, []), *(depth + layer for layer in value)]
+            else:
+                wanted[name] = type(value)([*wanted.get(name, []), *value])
+        depth += config.num_hidden_layers
+    for name, value in wanted.items():
+        if name not in LAYER_LISTS and not isinstance(value, int) and len(value) != depth:
+            raise ViewError(f"{name} lists the layers of some of the models only; set it in all configs")
+    return _saying(configs[0], wanted)
+
+
+def _saying(config: Any, wanted: Mapping[str, Any]) -> LayerSettings:
+    """The settings by which `config` says what is wanted, frozen where a rule of its own says another."""
     now = LayerSettings.of(config)
     stored = {name: value for name, value in wanted.items() if now.values[name] is not ABSENT}
     by_rule = LayerSettings(now.config_class, {**now.values, **stored, FROZEN: ABSENT})

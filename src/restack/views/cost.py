@@ -9,7 +9,7 @@ from torch import nn
 
 from restack.plans import Plan
 from restack.views.anatomy import Anatomy, anatomy
-from restack.views.build import plan_after
+from restack.views.arranging import plan_after
 from restack.views.configuration import attends
 
 

@@ -16,6 +16,7 @@ from restack.views.anatomy import Anatomy, anatomy
 from restack.views.frozen_config import FROZEN, UNSAVED
 
 Model = TypeVar("Model", bound=nn.Module)
+PLAN = "restack_plan"  # of a view or slung model: the plan that it runs
 # Attributes that say how a module is used now, not what it is.
 PASSING = ("training", "gradient_checkpointing")
 
@@ -141,7 +142,7 @@ def _teach_saving() -> None:
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = signature.bind(self, *args, **kwargs)
         with_adapters = getattr(self, "_hf_peft_config_loaded", False)  # which alone are saved
-        if "restack_plan" in vars(self) and not with_adapters:
+        if PLAN in vars(self) and not with_adapters:
             parts = anatomy(self)
             _refuse_what_no_checkpoint_says(self, parts)
             given = call.arguments.get("state_dict")

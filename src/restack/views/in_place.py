@@ -8,27 +8,25 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from restack import plans
 from restack.errors import PlanError, ViewError
 from restack.plans import Plan
 from restack.plans.pointing import shown
-from restack.views import scaling, sliding
+from restack.views import sliding
 from restack.views.anatomy import anatomy, decoder_config
-from restack.views.bound import refuse_bound_functions
-from restack.views.build import (
+from restack.views.arranging import (
     ORIGINAL,
-    PLAN,
+    Preparation,
     outside,
-    plan_after,
     refuse_saving,
-    runnable,
     sharing_memo,
     unsaved_reason,
     visits,
 )
-from restack.views.by_place import ByPlace, refuse_unknown
-from restack.views.configuration import LayerSettings, refuse_tables, reordered
+from restack.views.bound import refuse_bound_functions
+from restack.views.by_place import ByPlace
+from restack.views.configuration import LayerSettings
 from restack.views.frozen_config import UNSAVED
+from restack.views.guards import PLAN
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -142,27 +140,20 @@ def slung(model: Model, plan: Any) -> Iterator[Model]:
 def _arrangement(
     model: nn.Module, plan: Any, ratio_repeat: Sequence[tuple[float, float]] | None
 ) -> Arrangement:
-    parts = anatomy(model)
-    plan = runnable(plans.plan(plan, len(parts.layers), ratio_repeat=ratio_repeat))
-    whole = plan_after(model, plan)
-    scaling.check(plan, parts.layers, parts.path)
-    kinds = sliding.kinds_of(plan, parts.layers, parts.config)
-    settings = sliding.with_kinds(reordered(parts.config, plan.order), kinds)
-    if sliding.SLIDING in kinds and any(
+    ready = Preparation.of(model, plan, ratio_repeat=ratio_repeat)
+    parts = ready.parts
+    if sliding.SLIDING in ready.kinds and any(
         vars(module).get("has_sliding_layers") is False for module in model.modules()
     ):
         raise ViewError("this model was built without sliding layers; make a view that slides, it is a copy")
-    around = outside(parts.decoder, parts.layers)
-    refuse_tables(parts.config, around)
-    refuse_unknown(parts.config, around)
     refuse_bound_functions(parts.layers.named_modules(prefix=parts.path))
     kept = [model.config, parts.config, parts.layers, *outside(model, parts.layers)]
     memo = sharing_memo(model) | {id(thing): thing for thing in kept}
-    members = tuple(visits(parts, plan, whole, kinds, memo))
+    members = tuple(visits(ready, memo))
     after = copy.copy(parts.config)
-    settings.apply(after)
-    by_place = ByPlace.of(around).reordered(after, plan.order, len(parts.layers))
-    return Arrangement(parts.layers, members, parts.layers.training, settings, by_place, whole)
+    ready.settings.apply(after)
+    by_place = ByPlace.of(ready.around).reordered(after, ready.plan.order, ready.depth)
+    return Arrangement(parts.layers, members, parts.layers.training, ready.settings, by_place, ready.whole)
 
 
 def _refuse_other_notation(ratio_repeat: Any) -> None:
