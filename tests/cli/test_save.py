@@ -30,7 +30,7 @@ def test_what_is_saved_is_a_model_for_every_command(capsys, tmp_path):
     assert answers[0] == answers[1] == answers[2]
     assert main(["show", f"{folder}@0:3", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["recipe"] == {"base": "demo", "plan": "0:8,4:12"}
+    assert facts["recipe"] == {"kind": "recipe", "base": "demo", "plan": "0:8,4:12"}
     assert (facts["layers"], facts["plan"]["visits"]) == (16, [0, 1, 2])
     assert main(["show", folder]) == 0
     assert "a recipe of demo: 0:8,4:12" in capsys.readouterr().out

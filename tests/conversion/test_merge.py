@@ -6,6 +6,8 @@ import transformers
 
 import restack
 from tests.views.architectures import ARCHITECTURES, BY_NAME, COMMON, LLAMA, VOCABULARY
+from tests.views.survey_models import decoders, tiny
+from tests.views.survey_twins import BAKED as BAKED_BY_PLACE
 
 ORDER = [0, 1, 2, 1, 2, 3, 3]
 PROMPT = torch.randint(3, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(4))
@@ -150,3 +152,19 @@ def test_layers_that_no_config_makes_are_not_saved(config, settings, where, tmp_
         restack.view(own, [0, 1, 2]).config.save_pretrained(tmp_path)
     restack.materialise(own, [0, 2, 3, 4]).save_pretrained(tmp_path)  # these are the base's again
     base.save_pretrained(tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [[3, 2, 1, 0], [0, 0, 1, 2, 3], [1, 3]], ids=str)
+@pytest.mark.parametrize("model_type", [name for name in BAKED_BY_PLACE if name in decoders()])
+def test_what_bakes_in_its_place_is_saved_only_if_it_loads_the_same(model_type, order, tmp_path):
+    own = restack.materialise(tiny(model_type), order)
+    try:
+        own.save_pretrained(tmp_path)
+    except restack.ViewError:
+        assert not any(tmp_path.iterdir())
+        return
+    loaded = type(own).from_pretrained(tmp_path).eval()
+    loaded.set_attn_implementation(own.config._attn_implementation)
+    assert torch.equal(logits(loaded), logits(own))

@@ -1,6 +1,8 @@
 import pytest
 
 import restack
+from restack.plans import parse
+from restack.plans.bars import bars
 from restack.plans.drawing import FIRST_RUN, LATER_RUNS, SKIPPED, draw
 
 
@@ -28,3 +30,10 @@ def test_several_donors_are_refused(tmp_path):
     with pytest.raises(restack.PlanError, match="one model"):
         draw({"goliath": restack.plan("0/0:4,1/2:4", (4, 4))}, tmp_path / "plans.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_bars_name_the_donor_where_there_are_several():
+    drawn = bars(parse("0/0:3,1/3,1/2,0/1,1/1", (4, 4)), 40)
+    assert [line.split() for line in drawn] == [
+        ["0/0..2", "███"], ["1/3..2", "██"], ["0/1", "█"], ["1/1", "█"]
+    ]  # fmt: skip

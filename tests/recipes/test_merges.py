@@ -57,7 +57,8 @@ def test_show_generate_and_save(merge, folders, tmp_path, capsys):
     assert main(["show", merge, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["layers"] == 8
-    assert facts["recipe"] == {"base": f"{folders['b']} and {folders['a']}", "plan": "0/0:3,1/1:4,0/2:4"}
+    base = f"{folders['b']} and {folders['a']}"
+    assert facts["recipe"] == {"kind": "merge", "base": base, "plan": "0/0:3,1/1:4,0/2:4"}
     model = restack.open(folders["a"])
     layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
     outside = sum(parameter.numel() for parameter in model.parameters()) - 4 * layer

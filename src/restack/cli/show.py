@@ -60,9 +60,12 @@ def recipe(source: Source, model: Any) -> dict[str, str] | None:
     """The base of a recipe and its plan, or the models of a merge; None where the model is neither."""
     if source.reference.is_merge:
         models = recipes.Merge.of(source.reference).models
-        return {"base": " and ".join(model.model for model in models), "plan": str(model.restack_plan)}
+        names = " and ".join(each.model for each in models)
+        return {"kind": "merge", "base": names, "plan": str(model.restack_plan)}
     found = recipes.find_reference(source.reference, source.revision, source.trust_remote_code)
-    return {"base": found.model.model, "plan": str(found.plan)} if found.recipe else None
+    if not found.recipe:
+        return None
+    return {"kind": "recipe", "base": found.model.model, "plan": str(found.plan)}
 
 
 def refusal(model: Any, plan: Plan) -> str | None:
@@ -102,7 +105,7 @@ def tell(facts: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(Text(facts["model"], style="bold"), Text(f"  {facts['architecture']}"))
     if facts["recipe"]:
-        console.print(Text(f"  a recipe of {facts['recipe']['base']}: {facts['recipe']['plan']}"))
+        console.print(Text("  a {kind} of {base}: {plan}".format(**facts["recipe"])))
     about = Table.grid(padding=(0, 2))
     for name in ("layers", "heads", "kv_heads", "hidden_size", "vocabulary", "context", "dtype"):
         missing = "no limit in its config" if name == "context" else "unknown"
