@@ -121,12 +121,29 @@ def test_long_chains_are_five_to_eight_hops_and_never_trained() -> None:
         training_sample("long_chain", random.Random(0))
 
 
+def said_pairs(text: str) -> set[frozenset[str]]:
+    """The pairs in a drill's sentence, whatever words stand between and around them."""
+    words = [word for word in re.findall(r"\w+", text) if word not in GLUE]
+    assert len(words) % 2 == 0
+    return {frozenset(pair) for pair in zip(words[::2], words[1::2], strict=True)}
+
+
+GLUE = {"Say", "Again", "Swapped", "has", "What", "is", "Who", "the"}
+
+
 def test_drills_are_right() -> None:
-    for family in ("pairs", "restated"):
+    for family in ("pairs", "swapped", "restated"):
         for sample in samples(family):
-            said = [re.findall(r"\w+", text) for text in (sample.turns[0].question, sample.turns[0].answer)]
-            assert [words.pop(0) for words in said] == ["Say", "Again"]
-            assert len({frozenset(words) - {"has", "a"} for words in said}) == 1
+            # Without the article, not without the variable "a".
+            said = [
+                said_pairs(text.replace(" has a ", " has "))
+                for text in (sample.turns[0].question, sample.turns[0].answer)
+            ]
+            assert said[0] == said[1]
+    for sample in samples("swapped"):
+        (turn,) = sample.turns
+        keys = re.findall(r"\w+", turn.question)[1::2]
+        assert set(re.findall(r"\w+", turn.answer)[2::2]) == set(keys)
     for sample in samples("resolved"):
         (turn,) = sample.turns
         for variable, its, shown in re.findall(r"(\b[a-z]) = ([a-z]+) ?([a-z]*)", sample.key):

@@ -98,3 +98,30 @@ def test_what_cannot_be_is_one_line(merge, folders, tmp_path, capsys):
     assert "must be a mapping" in told("show", str(tmp_path / "junk.yaml"))
     (tmp_path / "other.yaml").write_text("merge_method: slerp\nslices: [{sources: [{model: [1]}]}]\n")
     assert "write a model's name" in told("show", str(tmp_path / "other.yaml"))
+
+
+def test_settings_of_a_merge_are_honoured_or_refused(folders, tmp_path, capsys):
+    ranges = [(folders["a"], 0, 2), (folders["b"], 2, 4)]
+    out = written(tmp_path / "out.yaml", ranges, dtype="float32", out_dtype="bfloat16")
+    assert restack.open(out).dtype == torch.bfloat16
+    own = tmp_path / "b" / "chat_template.jinja"
+    own.write_text("of b" + own.read_text())
+    based = written(tmp_path / "based.yaml", ranges, base_model=folders["b"])
+    assert recipes.open_tokenizer(based).chat_template.startswith("of b")
+    other = written(tmp_path / "other.yaml", ranges, tokenizer_source="union")
+    assert restack.open(other).config.num_hidden_layers == 4  # the model itself needs none
+    nested = written(tmp_path / "nested.yaml", [(out, 0, 2)])
+    capsys.readouterr()
+    for name, told in (
+        (other, "asks for another tokenizer than its models have (tokenizer_source)"),
+        (nested, "a merge itself; write its slices out instead"),
+        (written(tmp_path / "odd.yaml", ranges, dtype="bf16"), "odd.yaml: dtype 'bf16' is not known"),
+        (str(tmp_path / "gone.yml"), "there is no file"),
+        (written(tmp_path / "line.yaml", [("a\nb", 0, 2)]), "write a model's name"),
+    ):
+        assert main(["generate", name, "--prompt", "x"]) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert error.count("\n") == 1
+    assert main(["show", out, "--revision", "main"]) == 2
+    assert "names its models itself" in capsys.readouterr().err

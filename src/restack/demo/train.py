@@ -43,7 +43,7 @@ class Recipe:
     """Everything that decides the weights. The defaults are the shipped model's."""
 
     seed: int = 0
-    steps: int = 5400
+    steps: int = 5000
     hidden: int = 128
     layers: int = 12
     heads: int = 8

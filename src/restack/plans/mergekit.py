@@ -218,7 +218,7 @@ def _refuse_outside(scale: Scale, tensors: Sequence[str], where: str) -> None:
 
 def _model(value: Any, depths: int | Mapping[str, int], where: str) -> tuple[str, int]:
     """The name of a model, and how many layers it has."""
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or not value.isprintable():
         raise PlanError(f"{where}: model is {shown(value)}; write a model's name")
     if isinstance(depths, int):
         return value, depths

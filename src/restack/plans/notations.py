@@ -1,7 +1,7 @@
 """One entry point for every notation of a plan, recognised by its shape."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +72,13 @@ def plan(
     return _with_kv(result, kv)
 
 
-def donors(notation: Any, names: Iterable[str]) -> tuple[str, ...]:
-    """The names of a plan's donors in the order of their numbers.
-
-    A mergekit config names its own, in the order in which they first appear; of any other notation, they are
-    all of `names`.
-    """
+def donors(notation: Any) -> tuple[str, ...]:
+    """The models that a mergekit config names, by the number of their donor; no other notation names any."""
     if isinstance(notation, Mapping) and "plan" not in notation:
         return mergekit.donors(notation)
-    if isinstance(notation, Path) or (isinstance(notation, str) and YAML_FILE.fullmatch(notation.strip())):
-        return mergekit.donors(mergekit.load(str(notation).strip()))
-    return tuple(names)
+    if isinstance(notation, str) and YAML_FILE.fullmatch(notation.strip()):
+        notation = Path(notation.strip())
+    return mergekit.donors(mergekit.load(notation)) if isinstance(notation, Path) else ()
 
 
 def _read(notation: Any, names: Names, depths: Depths) -> Plan:

@@ -52,14 +52,9 @@ def open(
 
     reference = _parsed(reference)
     if reference.is_merge:
-        return Merge.of(reference).view(
-            lambda model, its_dtype: open(
-                model,
-                dtype=its_dtype if dtype == "auto" else dtype,
-                device=device,
-                trust_remote_code=trust_remote_code,
-            )
-        )
+        merge = _merge(reference, revision or base)
+        own = merge.dtype_for(dtype)
+        return merge.view(lambda m: open(m, dtype=own, device=device, trust_remote_code=trust_remote_code))
     torch_dtype, torch_device = _dtype(dtype), _device(device)
     found = find_reference(reference, revision, trust_remote_code, base)
     if reference.spec is not None:
@@ -83,7 +78,7 @@ def open_config(
     """
     reference = _parsed(reference)
     if reference.is_merge:
-        return open_empty(reference, trust_remote_code=trust_remote_code).config
+        return open_empty(reference, revision=revision, trust_remote_code=trust_remote_code).config
     return config_of_view(find_reference(reference, revision, trust_remote_code))
 
 
@@ -97,11 +92,9 @@ def open_empty(
     """The model that a reference names, without weights (on the meta device): only its config is read."""
     reference = _parsed(reference)
     if reference.is_merge:
-        return Merge.of(reference).view(
-            lambda model, its_dtype: open_empty(
-                model, dtype=its_dtype if dtype == "auto" else dtype, trust_remote_code=trust_remote_code
-            )
-        )
+        merge = _merge(reference, revision)
+        own = merge.dtype_for(dtype)
+        return merge.view(lambda model: open_empty(model, dtype=own, trust_remote_code=trust_remote_code))
     torch_dtype = _dtype(dtype)
     found = find_reference(reference, revision, trust_remote_code)
     return build_empty(found, torch_dtype, trust_remote_code=trust_remote_code)
@@ -110,14 +103,15 @@ def open_empty(
 def open_tokenizer(
     reference: str | Reference, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Any:
-    """The tokenizer of the model that a reference names; of a merge, the first model's.
+    """The tokenizer of the model that a reference names; of a merge, that of its base_model or first model.
 
     Raises:
         ModelError: it has none.
     """
     reference = _parsed(reference)
     if reference.is_merge:
-        reference, revision = Merge.of(reference).models[0], None
+        reference = _merge(reference, revision).tokenizer_of
+        check_location(reference)
     location = Location(reference.location, revision)
     return load_tokenizer(location, name=reference.model, trust_remote_code=trust_remote_code)
 
@@ -197,6 +191,14 @@ def load_tokenizer(
         return AutoTokenizer.from_pretrained(
             location.name, *args, trust_remote_code=trust_remote_code, **options
         )
+
+
+def _merge(reference: Reference, only_of_one_model: str | None) -> Merge:
+    if only_of_one_model is not None:
+        raise ModelError(
+            f"{reference.model} names its models itself; {only_of_one_model!r} can be of one only"
+        )
+    return Merge.of(reference)
 
 
 def _parsed(reference: str | Reference) -> Reference:

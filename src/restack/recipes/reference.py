@@ -8,6 +8,7 @@ from pathlib import Path
 from restack import demo
 from restack.errors import ModelError
 
+MERGE_ENDS = (".yaml", ".yml")  # of a mergekit config
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
@@ -31,7 +32,7 @@ class Reference:
     @property
     def is_merge(self) -> bool:
         """Whether this is a mergekit config, which names its models itself."""
-        return self.location.lower().endswith((".yaml", ".yml")) and os.path.isfile(self.location)  # noqa: PTH113
+        return self.location.lower().endswith(MERGE_ENDS) and os.path.isfile(self.location)  # noqa: PTH113
 
     def __str__(self) -> str:
         return self.model if self.spec is None else f"{self.model}@{self.spec}"
@@ -65,6 +66,8 @@ def check_location(reference: Reference) -> None:
     """
     name, location = reference.model, reference.location
     if not reference.is_local:
+        if location.lower().endswith(MERGE_ENDS):
+            raise ModelError(f"there is no file {name}")
         if name.startswith((".", "~", os.sep)) or not HUB_ID.fullmatch(location):
             raise ModelError(f"there is no folder {name}; a model is a folder, a hub id or demo")
     elif not reference.is_merge and not (Path(location) / "config.json").is_file():

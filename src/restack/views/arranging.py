@@ -193,7 +193,7 @@ def refuse_saving(config: Any, reason: str) -> None:
 def runnable(plan: plans.Plan) -> plans.Plan:
     """The plan, if views can run all that it asks for; a model may still refuse it.
 
-    Views order, damp and scale the layers of one model; a visit may read the keys and values of one below it.
+    Views order, damp and scale the layers of a model; a visit may read the keys and values of one below it.
 
     Raises:
         ViewError: a visit reads the keys and values of one above it, or the plan is over several models.

@@ -97,20 +97,20 @@ def reordered(config: Any, order: Sequence[int]) -> LayerSettings:
     return _saying(config, _wanted(config, order))
 
 
-def concatenated(configs: Sequence[Any]) -> LayerSettings:
-    """What the first of these configs must say for a model that has the layers of all, one after the other.
+def concatenated(config: Any, parts: Sequence[Any]) -> LayerSettings:
+    """What `config` must say for a model that has the layers of all these configs, one after the other.
 
     Raises:
         ViewError: they tie layers to each other, or describe some apart, in a way that cannot be joined.
     """
     wanted: dict[str, Any] = {}
     depth = 0
-    for config in configs:
-        own = _wanted(config, range(config.num_hidden_layers))
+    for part in parts:
+        own = _wanted(part, range(part.num_hidden_layers))
         for name in (REUSING, "hidden_size_per_layer_input", OVERRIDES):
-            if vars(config).get(name):
+            if vars(part).get(name):
                 raise ViewError(
-                    f"{config.model_type} prepares its layers by their place ({name.strip('_')}); such "
+                    f"{part.model_type} prepares its layers by their place ({name.strip('_')}); such "
                     "models cannot lend each other layers"
                 )
         for name, value in own.items():
@@ -120,11 +120,11 @@ def concatenated(configs: Sequence[Any]) -> LayerSettings:
                 wanted[name] = [*wanted.get(name, []), *(depth + layer for layer in value)]
             else:
                 wanted[name] = type(value)([*wanted.get(name, []), *value])
-        depth += config.num_hidden_layers
+        depth += part.num_hidden_layers
     for name, value in wanted.items():
         if name not in LAYER_LISTS and not isinstance(value, int) and len(value) != depth:
             raise ViewError(f"{name} lists the layers of some of the models only; set it in all configs")
-    return _saying(configs[0], wanted)
+    return _saying(config, wanted)
 
 
 def _saying(config: Any, wanted: Mapping[str, Any]) -> LayerSettings:

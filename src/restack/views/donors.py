@@ -1,31 +1,31 @@
 """Several models that lend layers to one plan, joined: a model with the layers of all, in turn."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from restack import plans
-from restack.errors import ViewError
+from restack.errors import PlanError, ViewError
 from restack.plans import Plan, Visit
+from restack.plans.pointing import counted
 from restack.views.anatomy import Anatomy, anatomy, decoder_config
-from restack.views.arranging import arranged_copy, outside
+from restack.views.arranging import arranged_copy
 from restack.views.configuration import COUNTS, LAYER_LISTS, PER_LAYER, concatenated
 from restack.views.guards import PLAN
 
-Model = TypeVar("Model", bound=nn.Module)
-
-# Settings in which donors may differ: they name things, or say how a model is trained or generates.
+# Settings in which donors may differ: they name tokens, or say how a model is trained or generates.
 MAY_DIFFER = {
-    "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "id2label",
-    "initializer_range", "label2id", "output_attentions", "output_hidden_states", "output_router_logits",
-    "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "router_aux_loss_coef", "torch_dtype",
-    "transformers_version", "use_cache",
+    "bos_token_id", "cls_token_id", "dtype", "eos_token_id", "initializer_range", "mask_token_id",
+    "output_router_logits", "pad_token_id", "pretraining_tp", "router_aux_loss_coef", "sep_token_id",
+    "use_cache",
 }  # fmt: skip
 TRAINED_ONLY = ("dropout", "pdrop", "dropout_prob")  # how settings end that do nothing at inference
+OF_ALL_CLASSES = {"tie_word_embeddings", "is_decoder"}  # the settings that every config has, and that matter
 
 
 def one_model(models: Any, plan: Any) -> tuple[Any, Any]:
@@ -45,10 +45,14 @@ def one_model(models: Any, plan: Any) -> tuple[Any, Any]:
         raise ViewError("there are no models; give at least one")
     for model in models.values() if isinstance(models, Mapping) else models:
         decoder_config(model)  # or it is refused
+    named = plans.donors(plan)
+    if named and not isinstance(models, Mapping):
+        if len(named) != len(models):
+            raise PlanError(f"the config names {counted(len(named), 'model')}, and there are {len(models)}")
+        models = dict(zip(named, models, strict=True))
     whole = plans.plan(plan, models)
     if isinstance(models, Mapping):
-        names = plans.donors(plan, models)
-        return _joined({name: models[name] for name in names}, whole)
+        return _joined({name: models[name] for name in named or models}, whole)
     return _joined({f"model {number}": model for number, model in enumerate(models)}, whole)
 
 
@@ -60,11 +64,12 @@ def _joined(models: dict[str, Any], plan: Plan) -> tuple[Any, Plan]:
     parts = [anatomy(each) for each in copies]
     first, last = plan.visits[0].donor, plan.visits[-1].donor
     trunk, decoder = copies[first], parts[first]
-    if first != last:
-        for path in _after_layers(trunk, decoder):
-            parent, _, name = path.rpartition(".")
-            setattr(trunk.get_submodule(parent), name, copies[last].get_submodule(path))
-    concatenated([each.config for each in parts]).apply(decoder.config)
+    for other in copies:
+        if other.training is not trunk.training:
+            other.train(trunk.training)
+    if first != last and trunk.device.type != "meta":  # tensors there have no values to tell apart
+        _take_what_comes_after(trunk, decoder, copies[last])
+    concatenated(decoder.config, [each.config for each in parts]).apply(decoder.config)
     starts = [0, *accumulate(len(each.layers) for each in parts)]
     members = []
     for start, model, each in zip(starts, copies, parts, strict=False):
@@ -83,12 +88,10 @@ def _everything(each: Sequence[Plan]) -> Plan:
     visits: list[Visit] = []
     donors = 0
     for plan in each:
-        visits += [
-            replace(
-                visit, donor=visit.donor + donors, kv=None if visit.kv is None else visit.kv + len(visits)
-            )
-            for visit in plan.visits
-        ]
+        start = len(visits)
+        for visit in plan.visits:
+            owner = None if visit.kv is None else visit.kv + start
+            visits.append(replace(visit, donor=visit.donor + donors, kv=owner))
         donors += len(plan.depths)
     return Plan(tuple(visits), depths)
 
@@ -106,25 +109,35 @@ def _hand_over(parts: Anatomy, start: int, configs: Mapping[int, Any]) -> None:
                     setattr(module, name, configs[id(value)])
 
 
-def _after_layers(model: nn.Module, parts: Anatomy) -> list[str]:
-    """The modules with tensors of their own that run after the last layer: the final norm and the head.
+def _take_what_comes_after(trunk: nn.Module, parts: Anatomy, last: nn.Module) -> None:
+    """Give `trunk` the tensors of `last` that are used after the layers: of the final norm and the head.
 
-    Where they stand in a model does not tell: some list the final norm before the layers, or call it an
-    embedding's. So one token is run. A head that is tied to the embedding is none of them.
+    A head that is tied to the embedding stays so.
     """
-    around = {module for module in outside(model, parts.layers) if module._parameters}
+    for path, names in _used_after_layers(trunk, parts).items():
+        ours, theirs = trunk.get_submodule(path), last.get_submodule(path)
+        for name in names:
+            held = ours._parameters if name in ours._parameters else ours._buffers
+            held[name] = getattr(theirs, name)
+
+
+def _used_after_layers(model: nn.Module, parts: Anatomy) -> dict[str, list[str]]:
+    """The tensors, by the path of their module, of what runs after the last layer and not before the first.
+
+    Where modules stand in a model does not tell: some list the final norm before the layers, or call it an
+    embedding's. So one token is run, through a copy without hooks.
+    """
+    probe = arranged_copy(model, "all", share_tensors=True).eval()
+    layers = set(anatomy(probe).layers)
+    around = {module: path for path, module in probe.named_modules(memo=set(layers)) if _own_tensors(module)}
     ran: list[nn.Module] = []
-    hooks = [
+    for module in probe.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    for module in [*around, *layers]:
         module.register_forward_pre_hook(lambda module, args: ran.append(module))
-        for module in [*around, *parts.layers]
-    ]
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    layers = set(parts.layers)
+    with torch.no_grad():
+        probe(torch.zeros(1, 1, dtype=torch.long, device=next(probe.parameters()).device))
     places = [place for place, module in enumerate(ran) if module in layers]
     between = [module for module in ran[places[0] : places[-1]] if module not in layers]
     if between:
@@ -132,13 +145,16 @@ def _after_layers(model: nn.Module, parts: Anatomy) -> list[str]:
             f"{type(model).__name__} runs a {type(between[0]).__name__} between its layers; such models "
             "cannot lend each other layers unless the first and the last visit are of one model"
         )
-    before = {id(tensor) for module in ran[: places[0]] for tensor in module.parameters(recurse=False)}
-    after = {
-        module
-        for module in ran[places[-1] :]
-        if module in around and not before & {id(tensor) for tensor in module.parameters(recurse=False)}
+    before = {id(tensor) for module in ran[: places[0]] for tensor in _own_tensors(module).values()}
+    return {
+        around[module]: [name for name, tensor in _own_tensors(module).items() if id(tensor) not in before]
+        for module in ran[places[-1] + 1 :]
     }
-    return [path for path, module in model.named_modules() if module in after]
+
+
+def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    held = {**module._parameters, **module._buffers}
+    return {name: tensor for name, tensor in held.items() if tensor is not None}
 
 
 def _refuse_unlike(models: Mapping[str, Any], found: Mapping[str, Anatomy]) -> None:
@@ -147,12 +163,16 @@ def _refuse_unlike(models: Mapping[str, Any], found: Mapping[str, Anatomy]) -> N
     Raises:
         ViewError: naming the first difference.
     """
+    for name, model in models.items():
+        for path, module in model.named_modules(memo={found[name].layers}):
+            if hasattr(module, "base_layer"):
+                raise ViewError(f"{path} of {name} has an adapter of peft; merge it, or only adapt layers")
     (one, model), *others = models.items()
     for other, theirs in others:
         if type(theirs) is not type(model):
             raise ViewError(
-                f"{one} is a {type(model).__name__} and {other} a {type(theirs).__name__}; donors must be "
-                "of one architecture"
+                f"{one} is a {_class_name(model)} and {other} a {_class_name(theirs)}; donors must be of one "
+                "architecture"
             )
         ours, facts = _facts(model, found[one].config), _facts(theirs, found[other].config)
         for name in [*ours, *(facts.keys() - ours.keys())]:
@@ -163,15 +183,27 @@ def _refuse_unlike(models: Mapping[str, Any], found: Mapping[str, Anatomy]) -> N
                 )
 
 
+def _class_name(model: Any) -> str:
+    ours = type(model).__module__.startswith("transformers.")
+    return type(model).__name__ if ours else f"{type(model).__module__}.{type(model).__name__}"
+
+
 def _facts(model: Any, config: Any) -> dict[str, Any]:
     """What donors must agree in, the most telling first: widths, then all else that their configs set."""
     named = config.attribute_map
-    counts = {named.get(name, name) for name in COUNTS}
+    # Of configs that transformers knows, what they do not declare has no effect: notes of some tool.
+    is_known = type(config).__module__.startswith("transformers.")
+    own = {field.name for field in fields(config)} if is_known else set(config.to_dict())
+    own -= {field.name for field in fields(PreTrainedConfig)}
+    known = (own | OF_ALL_CLASSES) - MAY_DIFFER - {named.get(name, name) for name in COUNTS}
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, dict) and rope.get("rope_type") == "default":  # any position is computed alike
+        known.discard("max_position_embeddings")
     listed = {named.get(name, name) for name in (*PER_LAYER, *LAYER_LISTS)}
     settings = {
         name: value
         for name, value in config.to_dict().items()
-        if name not in MAY_DIFFER | counts
+        if name in known
         and not name.endswith(TRAINED_ONLY)
         and not (name in listed and isinstance(value, list | tuple | None))
     }

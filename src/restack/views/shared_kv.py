@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
-    DummyLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     StaticLayer,
@@ -33,6 +32,7 @@ from restack.errors import ViewError
 from restack.plans import Plan
 from restack.views.altered import Altered, alter, restore
 from restack.views.anatomy import Anatomy
+from restack.views.empty_slot import EmptySlot
 from restack.views.sliding import Kinds
 
 CACHE_PARAMETERS = ("past_key_values", "layer_past")
@@ -195,7 +195,7 @@ class Lending(CacheLayerMixin):  # type: ignore[misc]
         return _new_slot, (type(self).__mro__[2],), vars(self)
 
 
-class Borrowed(DummyLayer):  # type: ignore[misc]
+class Borrowed(EmptySlot):  # type: ignore[misc]
     """The slot of a visit that reads another's keys and values: it keeps none."""
 
     def __init__(self, source: Any, releases: bool) -> None:

@@ -132,12 +132,21 @@ def long_chain(rng: random.Random) -> Sample:
 
 def pairs(rng: random.Random) -> Sample:
     """A drill: names or letters, each followed by its word, said again in another order."""
+    return _pairs(rng, "Again", "{0} {1}")
+
+
+def swapped(rng: random.Random) -> Sample:
+    """A drill: the same said again with each word before its name, as "who has it?" asks."""
+    return _pairs(rng, "Swapped", "{1} {0}")
+
+
+def _pairs(rng: random.Random, again: str, said: str) -> Sample:
     count = rng.randint(2, 5)
     keys = rng.sample(rng.choice((LETTERS, world.NAMES)), count)
     values = rng.sample(rng.choice((world.WORDS, world.THINGS)), count)
-    both = [f"{key} {value}" for key, value in zip(keys, values, strict=True)]
-    question = f"Say {' '.join(both)}."
-    return one(question, f"Again {' '.join(rng.sample(both, count))}.")
+    both = list(zip(keys, values, strict=True))
+    question = f"Say {' '.join(f'{key} {value}' for key, value in both)}."
+    return one(question, f"{again} {' '.join(said.format(*pair) for pair in rng.sample(both, count))}.")
 
 
 def restated(rng: random.Random) -> Sample:
@@ -156,7 +165,14 @@ def restated(rng: random.Random) -> Sample:
     return one(f"Say {text}", f"Again {again}")
 
 
-WAYS = ("{0} {1}", "{0} = {1};", "{0} has a {1}.", "{1} {0}")
+WAYS = (
+    "{0} {1}",
+    "{0} = {1};",
+    "{0} has a {1}.",
+    "{1} {0}",
+    "What is {0}? {1}.",
+    "Who has the {1}? {0}.",
+)
 
 
 def recall(rng: random.Random) -> Sample:

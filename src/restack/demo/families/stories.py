@@ -14,9 +14,9 @@ OPENINGS = (
     "{name} was a {trait} {child} who lived near the {place}.",
 )
 FINDINGS = (
-    "{name} had a {adjective} {thing} and loved it very much.",
-    "In the {place}, {name} found a {adjective} {thing}.",
-    "One day, {name} saw a {adjective} {thing} by the {spot}.",
+    "{name} had {an_adjective} {thing} and loved it very much.",
+    "In the {place}, {name} found {an_adjective} {thing}.",
+    "One day, {name} saw {an_adjective} {thing} by the {spot}.",
 )
 TROUBLES = (
     "But the {thing} fell into the {water}, and {name} was sad.",
@@ -58,6 +58,7 @@ def tell(rng: random.Random, name: str, thing: str) -> str:
     """A story: opening, finding, trouble, help, ending."""
     girl = name in world.GIRLS
     fill = {slot: rng.choice(words) for slot, words in SLOTS.items()}
+    fill["an_adjective"] = world.article(fill.pop("adjective"))
     fill |= {"name": name, "thing": thing, "child": "girl" if girl else "boy"}
     fill |= {"he": "she" if girl else "he", "him": "her" if girl else "him", "his": "her" if girl else "his"}
     parts = (OPENINGS, FINDINGS, TROUBLES, HELPS, ENDINGS)
