@@ -68,7 +68,7 @@ def _joined(models: dict[str, Any], plan: Plan) -> tuple[Any, Plan]:
         if other.training is not trunk.training:
             other.train(trunk.training)
     if first != last and trunk.device.type != "meta":  # tensors there have no values to tell apart
-        _take_what_comes_after(trunk, decoder, copies[last])
+        _take_what_comes_after(trunk, copies[last])
     concatenated(decoder.config, [each.config for each in parts]).apply(decoder.config)
     starts = [0, *accumulate(len(each.layers) for each in parts)]
     members = []
@@ -109,19 +109,19 @@ def _hand_over(parts: Anatomy, start: int, configs: Mapping[int, Any]) -> None:
                     setattr(module, name, configs[id(value)])
 
 
-def _take_what_comes_after(trunk: nn.Module, parts: Anatomy, last: nn.Module) -> None:
+def _take_what_comes_after(trunk: nn.Module, last: nn.Module) -> None:
     """Give `trunk` the tensors of `last` that are used after the layers: of the final norm and the head.
 
     A head that is tied to the embedding stays so.
     """
-    for path, names in _used_after_layers(trunk, parts).items():
+    for path, names in _used_after_layers(trunk).items():
         ours, theirs = trunk.get_submodule(path), last.get_submodule(path)
         for name in names:
             held = ours._parameters if name in ours._parameters else ours._buffers
             held[name] = getattr(theirs, name)
 
 
-def _used_after_layers(model: nn.Module, parts: Anatomy) -> dict[str, list[str]]:
+def _used_after_layers(model: nn.Module) -> dict[str, list[str]]:
     """The tensors, by the path of their module, of what runs after the last layer and not before the first.
 
     Where modules stand in a model does not tell: some list the final norm before the layers, or call it an
