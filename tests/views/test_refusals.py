@@ -310,7 +310,7 @@ def test_plans_that_views_run_are_told_without_a_model(spec):
     ("spec", "depths", "told"),
     [
         ("lckv-w2", 4, "visit 1 reads the keys and values of visit 2, which runs after it"),
-        ("0/0:2,1/2:", (4, 4), "visit 2 asks for a second donor"),
+        ("0/0:2,1/2:", (4, 4), "over 2 models and there is one"),
         ("0/0:4", (4, 4), "over 2 models"),
     ],
 )
