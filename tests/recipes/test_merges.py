@@ -100,6 +100,14 @@ def test_what_cannot_be_is_one_line(merge, folders, tmp_path, capsys):
     assert "write a model's name" in told("show", str(tmp_path / "other.yaml"))
 
 
+def test_unlike_models_are_refused_before_their_weights_are_read(folders, tmp_path, monkeypatch):
+    wide = saved_llama(tmp_path / "wide", hidden_size=32)
+    unlike = written(tmp_path / "unlike.yaml", [(folders["a"], 0, 2), (wide, 2, 4)])
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", None)
+    with pytest.raises(restack.ViewError, match="hidden_size"):
+        restack.open(unlike)
+
+
 def test_settings_of_a_merge_are_honoured_or_refused(folders, tmp_path, capsys):
     ranges = [(folders["a"], 0, 2), (folders["b"], 2, 4)]
     out = written(tmp_path / "out.yaml", ranges, dtype="float32", out_dtype="bfloat16")

@@ -54,6 +54,7 @@ def open(
     if reference.is_merge:
         merge = _merge(reference, revision or base)
         own = merge.dtype_for(dtype)
+        open_empty(reference, dtype=own, trust_remote_code=trust_remote_code)  # or refused, in seconds
         return merge.view(lambda m: open(m, dtype=own, device=device, trust_remote_code=trust_remote_code))
     torch_dtype, torch_device = _dtype(dtype), _device(device)
     found = find_reference(reference, revision, trust_remote_code, base)
