@@ -83,7 +83,7 @@ def test_what_cannot_be_is_one_line(merge, folders, tmp_path, capsys):
         assert not output.out
         return output.err
 
-    assert "name one of them" in told("save", merge, str(tmp_path / "recipe"))
+    assert "a recipe names one" in told("save", merge, str(tmp_path / "recipe"))
     assert not (tmp_path / "recipe").exists()
     wide = saved_llama(tmp_path / "wide", hidden_size=32)
     unlike = written(tmp_path / "unlike.yaml", [(folders["a"], 0, 2), (wide, 2, 4)])

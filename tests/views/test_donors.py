@@ -272,6 +272,10 @@ def test_a_list_of_models_is_in_the_order_of_a_config():
     assert torch.equal(logits(restack.view([first, second], config)), logits(expected))
     with pytest.raises(restack.PlanError, match="names 2 models, and there are 3"):
         restack.view([first, second, first], config)
+    with pytest.raises(restack.PlanError, match=r"names 2 models; give all of them, as in \{'b': model"):
+        restack.view(first, config)
+    with pytest.raises(restack.PlanError, match="names 'b', and the models given are a, c"):
+        restack.view({"a": first, "c": second}, config)
 
 
 def test_notes_of_tools_and_the_length_of_plain_rotary_contexts_may_differ():

@@ -33,6 +33,7 @@ QUESTIONS = (
 
 def run(out: Path, probes_per_family: int) -> None:
     """Show the model, ask all three the same questions, compare memory and scores, draw the plans."""
+    out.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
     began = time.perf_counter()
     source = Source(model="demo")
@@ -54,7 +55,6 @@ def run(out: Path, probes_per_family: int) -> None:
     title = f"\nHeld-out probes, share answered right ({probes_per_family} a family)"
     console.print(Text(title, style="bold"))
     console.print(_scores(models, tokenizer, probes_per_family, console))
-    out.mkdir(parents=True, exist_ok=True)
     picture = out / PICTURE
     draw(plans, picture, "Three plans of the demo model")
     console.print(f"\n  The plans are drawn in {picture}. Took {time.perf_counter() - began:.0f} s.")

@@ -46,8 +46,8 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         callback=_checked_model,
-        help="A folder, a hub id or [bold]demo[/], the built-in model (./demo is a folder of that name); "
-        "MODEL@SPEC is a view of it.",
+        help="A folder, a hub id, a mergekit config (.yaml) or [bold]demo[/], the built-in model (./demo is "
+        "a folder of that name); MODEL@SPEC is a view of it.",
     ),
 ]
 Layers = Annotated[

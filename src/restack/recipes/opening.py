@@ -127,7 +127,10 @@ def find_reference(
     """
     reference = _parsed(reference)
     if reference.is_merge:
-        raise ModelError(f"{reference.model} is a merge of models, and none itself; name one of them")
+        raise ModelError(
+            f"{reference.model} is a merge of models, and a recipe names one; name one of them, or store the "
+            "weights (--weights full)"
+        )
     location = Location(reference.location, revision)
     return find(location, name=reference.model, base=base, trust_remote_code=trust_remote_code)
 

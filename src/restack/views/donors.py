@@ -39,17 +39,23 @@ def one_model(models: Any, plan: Any) -> tuple[Any, Any]:
         PlanError: the plan is not one for these models.
         ViewError: the models are not alike.
     """
+    named = plans.donors(plan)
     if not isinstance(models, Mapping | list | tuple):
+        if len(named) > 1:
+            raise PlanError(
+                f"the config names {len(named)} models; give all of them, as in {{{named[0]!r}: model}}"
+            )
         return models, plan
     if not models:
         raise ViewError("there are no models; give at least one")
     for model in models.values() if isinstance(models, Mapping) else models:
         decoder_config(model)  # or it is refused
-    named = plans.donors(plan)
     if named and not isinstance(models, Mapping):
         if len(named) != len(models):
             raise PlanError(f"the config names {counted(len(named), 'model')}, and there are {len(models)}")
         models = dict(zip(named, models, strict=True))
+    if missing := [name for name in named if name not in models]:
+        raise PlanError(f"the config names {missing[0]!r}, and the models given are {', '.join(models)}")
     whole = plans.plan(plan, models)
     if isinstance(models, Mapping):
         return _joined({name: models[name] for name in named or models}, whole)
