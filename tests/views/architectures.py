@@ -98,17 +98,7 @@ class Architecture:
     def model(self, seed: int = 0, **settings: Any) -> nn.Module:
         """A random model whose layers clearly differ; `settings` override the architecture's."""
         model = _constructed(self.config_class(**(self.settings | settings)))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                if parameter.ndim > 1:
-                    parameter.copy_(0.2 * noise)
-                else:
-                    parameter.add_(0.1 * noise)
-            for name, buffer in model.named_buffers():
-                if name.endswith("e_score_correction_bias"):  # of an MoE's router: learnt, but no parameter
-                    buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
+        randomise(model, seed)
         return model
 
     def twin(self, base: nn.Module, order: Sequence[int]) -> nn.Module:
@@ -116,6 +106,21 @@ class Architecture:
         twin = _constructed(self.config_of(self, order), base.config._attn_implementation)
         copy_weights(base, twin, self.layers, order)
         return twin
+
+
+def randomise(model: nn.Module, seed: int = 0) -> None:
+    """Weights by which layers clearly differ."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                parameter.copy_(0.2 * noise)
+            else:
+                parameter.add_(0.1 * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # of an MoE's router: learnt, but no parameter
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
 
 
 def copy_weights(

@@ -1,5 +1,6 @@
 """A base, a view of it and the twin that the view must equal, and how they are run."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -46,6 +47,32 @@ def greedy(model: nn.Module, ids: torch.Tensor = PROMPT, **options: Any) -> torc
 def logits(model: nn.Module, ids: torch.Tensor = PROMPT, **options: Any) -> torch.Tensor:
     """(B, T, V)"""
     return model(ids, **options).logits
+
+
+def gradients(
+    model: nn.Module, layers: str, order: Sequence[int], ids: torch.Tensor, **options: Any
+) -> dict[str, torch.Tensor]:
+    """Those of the loss on `ids`, without dropout, by the name in the base; of a twin's copies, the sums.
+
+    Args:
+        layers: the path of the layer list.
+        order: the layer of the base that each of the model's is.
+        options: of the forward.
+    """
+    model.zero_grad()
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    model(ids, labels=ids, **options).loss.backward()
+    summed: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
+    for name, parameter in model.named_parameters():
+        if name.startswith(f"{layers}."):
+            visit, _, rest = name.removeprefix(f"{layers}.").partition(".")
+            name = f"{layers}.{order[int(visit)]}.{rest}"
+        if parameter.grad is not None:
+            summed[name] = summed[name] + parameter.grad
+    return summed
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -10,10 +10,11 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-import torch
 import transformers
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+from tests.views.architectures import randomise
 
 DEPTH, VOCABULARY, WINDOW = 4, 96, 8
 
@@ -288,17 +289,3 @@ def constructed(model_type: str, config: Any) -> nn.Module:
     name = causal or MODEL_MAPPING_NAMES[model_type]
     model = getattr(transformers, name if isinstance(name, str) else name[0])(config)
     return model.eval()
-
-
-def randomise(model: nn.Module, seed: int = 0) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim > 1:
-                parameter.copy_(0.2 * noise)
-            else:
-                parameter.add_(0.1 * noise)
-        for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
-                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import restack
 from tests.views.architectures import ARCHITECTURES, BY_NAME, COMMON, LLAMA, VOCABULARY, Architecture
+from tests.views.pairs import gradients
 
 PROMPT = torch.randint(3, VOCABULARY, (2, 11), generator=torch.Generator().manual_seed(6))
 ORDER = [0, 1, 2, 1, 2, 3]
@@ -113,34 +114,16 @@ def test_hidden_states_of_every_visit():
         torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
-def gradients(model: nn.Module, layers: str, order) -> dict[str, torch.Tensor]:
-    """By the name in the base; those of a twin's copies are summed."""
-    model.zero_grad()
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    model(PROMPT, labels=PROMPT).loss.backward()
-    summed: dict[str, torch.Tensor] = collections.defaultdict(lambda: torch.zeros(()))
-    for name, parameter in model.named_parameters():
-        if name.startswith(f"{layers}."):
-            visit, _, rest = name.removeprefix(f"{layers}.").partition(".")
-            name = f"{layers}.{order[int(visit)]}.{rest}"
-        if parameter.grad is not None:
-            summed[name] = summed[name] + parameter.grad
-    return summed
-
-
 @pytest.mark.parametrize("reentrant", [None, False, True], ids=["plain", "checkpointing", "reentrant"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
 def test_gradients(name, reentrant):
     base = BY_NAME[name].model()
-    expected = gradients(damped_by_hand(BY_NAME[name], base), BY_NAME[name].layers, ORDER)
+    expected = gradients(damped_by_hand(BY_NAME[name], base), BY_NAME[name].layers, ORDER, PROMPT)
     view = restack.view(base, SPEC)
     if reentrant is not None:
         view.gradient_checkpointing_enable({"use_reentrant": reentrant})
         view.enable_input_require_grads()
-    gradients(view, BY_NAME[name].layers, ORDER)
+    gradients(view, BY_NAME[name].layers, ORDER, PROMPT)
     ours = {name: parameter.grad for name, parameter in base.named_parameters()}
     assert ours.keys() == expected.keys()
     for key, gradient in expected.items():

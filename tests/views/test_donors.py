@@ -9,9 +9,9 @@ import transformers
 
 import restack
 from restack.plans import Plan
-from tests.views.architectures import BY_NAME, LLAMA
+from tests.views.architectures import BY_NAME, LLAMA, randomise
 from tests.views.pairs import PROMPT, greedy, logits, state, unchanged
-from tests.views.survey_models import randomise, tiny
+from tests.views.survey_models import tiny
 
 SPEC = "0/0:3,1/1:4,0/2:,1/0:2"
 VISITS = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 3), (0, 2), (0, 3), (1, 0), (1, 1)]
@@ -288,3 +288,30 @@ def test_a_mixture_of_experts_on_the_meta_device():
     with torch.device("meta"):
         models = [type(BY_NAME["mixtral"].model())(BY_NAME["mixtral"].model().config) for _ in range(2)]
     assert restack.view(models, "0/0:2,1/2:").config.num_hidden_layers == 4
+
+
+class TestOffloadedDonors:
+    @pytest.fixture(autouse=True)
+    def accelerate(self):
+        return pytest.importorskip("accelerate")
+
+    def test_their_layers(self, accelerate):
+        expected = logits(restack.view(donors(LLAMA), SPEC))
+        models = donors(LLAMA)
+        for model in models:
+            accelerate.cpu_offload(model.model.layers, "cpu")
+            assert all(tensor.is_meta for tensor in model.model.layers.parameters())
+        assert torch.equal(logits(restack.view(models, SPEC)), expected)
+
+    def test_all_of_them_where_one_model_has_both_ends(self, accelerate):
+        plan = "0/0:2,1/1:3,0/3"
+        expected = logits(restack.view(donors(LLAMA), plan))
+        models = [accelerate.cpu_offload(model, "cpu") for model in donors(LLAMA)]
+        assert torch.equal(logits(restack.view(models, plan)), expected)
+
+    @pytest.mark.parametrize("offloaded", [0, 1])
+    def test_what_runs_after_the_layers_must_be_in_memory(self, accelerate, offloaded):
+        models = donors(LLAMA)
+        accelerate.cpu_offload(models[offloaded], "cpu")
+        with pytest.raises(restack.ViewError, match=r"is offloaded.* keep it in memory"):
+            restack.view(models, "0/0:2,1/1:4")

@@ -1,7 +1,6 @@
 """Shared keys and values equal two references of this test: Llama written out in plain torch, and, for any
 architecture, a twin whose attention function this test replaces. Neither has a cache."""
 
-import collections
 import copy
 import dataclasses
 import pickle
@@ -21,6 +20,7 @@ from transformers.masking_utils import eager_mask
 import restack
 from restack.views.cost import cost
 from tests.views.architectures import BY_NAME, COMMON, LLAMA, VOCABULARY, WINDOW, Architecture
+from tests.views.pairs import gradients
 
 PROMPT = torch.randint(3, VOCABULARY, (2, WINDOW + 3), generator=torch.Generator().manual_seed(9))
 NEW_TOKENS = 10
@@ -200,33 +200,18 @@ def test_drafts_by_itself():
     assert torch.equal(view.generate(one, max_new_tokens=12, do_sample=False, assistant_model=draft), alone)
 
 
-def gradients(model: nn.Module, architecture: Architecture, order: list[int], **options: object) -> dict:
-    """By the name in the base; those of a twin's copies are summed."""
-    model.zero_grad()
-    model.train()
-    model(PROMPT, labels=PROMPT, **options).loss.backward()
-    summed: dict[str, torch.Tensor] = collections.defaultdict(lambda: torch.zeros(()))
-    for name, parameter in model.named_parameters():
-        if name.startswith(f"{architecture.layers}."):
-            visit, _, rest = name.removeprefix(f"{architecture.layers}.").partition(".")
-            name = f"{architecture.layers}.{order[int(visit)]}.{rest}"
-        if parameter.grad is not None:
-            summed[name] = summed[name] + parameter.grad
-    return summed
-
-
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
 def test_gradients(name, checkpointing, reference):
     order, owners = FAMILIES[name]
     architecture, base = BY_NAME[name], BY_NAME[name].model()
     view, twin = restack.view(base, plan_of(order, owners)), reference(architecture, base, order, owners)
-    expected = gradients(twin, architecture, order, use_cache=False)
+    expected = gradients(twin, architecture.layers, order, PROMPT, use_cache=False)
     if checkpointing:
         view.gradient_checkpointing_enable()
     for options in ({}, {"use_cache": False}):
         base.zero_grad()
-        gradients(view, architecture, order, **options)
+        gradients(view, architecture.layers, order, PROMPT, **options)
         for key, parameter in base.named_parameters():
             if parameter.grad is None:  # computed by the twin, and read by nobody
                 assert "k_" in key or "v_" in key

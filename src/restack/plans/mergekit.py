@@ -9,7 +9,7 @@ refused.
 Source: `config.py`, `plan.py` and `merge_methods/passthrough.py` of arcee-ai/mergekit, which behave so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,12 @@ def read(config: Any, depths: int | Mapping[str, int]) -> Plan:
     donors: dict[str, int] = {}
     visits: list[Visit] = []
     pieces = _list(config.get("slices"), "slices")
-    for number, entry in enumerate(pieces):
-        where = f"slice {number}"
-        piece = _mapping(entry, where, SLICE_KEYS)
-        sources = _list(piece.get("sources"), f"{where}: sources")
+    for number, (where, piece, sources) in enumerate(_slices(pieces)):
         if len(sources) != 1:
             raise PlanError(f"{where} has {len(sources)} sources; passthrough takes exactly one")
         source = _mapping(sources[0], f"{where}: source", SOURCE_KEYS)
-        model, depth = _model(source.get("model"), depths, where)
+        model = _model(source.get("model"), where)
+        depth = _depth(model, depths, where)
         donor = donors.setdefault(model, len(donors))
         start, stop = _layer_range(source.get("layer_range"), depth, where)
         settings = [
@@ -109,14 +107,12 @@ def donors(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The models of a config in the order in which they first appear.
 
     Raises:
-        PlanError: it has no slices of one source each, with a model.
+        PlanError: it has no slices with a source each that names a model.
     """
-    names = []
-    for number, entry in enumerate(_list(config.get("slices"), "slices")):
-        where = f"slice {number}"
-        (source, *_) = _list(_mapping(entry, where, SLICE_KEYS).get("sources"), f"{where}: sources")
-        name, _ = _model(_mapping(source, f"{where}: source", SOURCE_KEYS).get("model"), 0, where)
-        names.append(name)
+    names = (
+        _model(_mapping(sources[0], f"{where}: source", SOURCE_KEYS).get("model"), where)
+        for where, _, sources in _slices(_list(config.get("slices"), "slices"))
+    )
     return tuple(dict.fromkeys(names))
 
 
@@ -216,18 +212,30 @@ def _refuse_outside(scale: Scale, tensors: Sequence[str], where: str) -> None:
             )
 
 
-def _model(value: Any, depths: int | Mapping[str, int], where: str) -> tuple[str, int]:
-    """The name of a model, and how many layers it has."""
+def _slices(pieces: list[Any]) -> Iterator[tuple[str, Mapping[str, Any], list[Any]]]:
+    """What errors call each slice, the slice, and its sources, at least one."""
+    for number, entry in enumerate(pieces):
+        where = f"slice {number}"
+        piece = _mapping(entry, where, SLICE_KEYS)
+        yield where, piece, _list(piece.get("sources"), f"{where}: sources")
+
+
+def _model(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value or not value.isprintable():
         raise PlanError(f"{where}: model is {shown(value)}; write a model's name")
+    return value
+
+
+def _depth(model: str, depths: int | Mapping[str, int], where: str) -> int:
+    """How many layers a model has."""
     if isinstance(depths, int):
-        return value, depths
-    if value not in depths:
+        return depths
+    if model not in depths:
         given = ", ".join(map(shown, depths))
         raise PlanError(
-            f"{where}: how many layers has {shown(value)}? give its count by name (given: {given})"
+            f"{where}: how many layers has {shown(model)}? give its count by name (given: {given})"
         )
-    return value, depths[value]
+    return depths[model]
 
 
 def _layer_range(value: Any, depth: int, where: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from restack.errors import ViewError
@@ -21,6 +22,14 @@ class Anatomy:
     path: str  # of the layer list, from the model: "model.layers"
     layers: nn.ModuleList
     index_attributes: tuple[tuple[str, str], ...]  # (submodule of a layer, attribute holding the index)
+
+    def renumber(self, layer: nn.Module, number: int) -> None:
+        """Tell one of the layers, or a copy of one, which it is."""
+        modules = dict(layer.named_modules())
+        for path, name in self.index_attributes:
+            module = modules.get(path)  # a hybrid's layers are not all alike
+            if module is not None and type(vars(module).get(name)) is int:
+                setattr(module, name, number)
 
 
 def anatomy(model: nn.Module) -> Anatomy:
@@ -66,6 +75,18 @@ def decoder_config(model: nn.Module) -> Any:
     if config.is_encoder_decoder:
         raise ViewError(f"{type(model).__name__} is an encoder-decoder; views are of decoder-only models")
     return config.get_text_config(decoder=True)
+
+
+def has_weights(model: nn.Module) -> bool:
+    """Whether the tensors of a model have values, if only those that accelerate's hooks bring when needed."""
+    hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
+    return hooked or not all(tensor.is_meta for tensor in model.parameters())
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where the model takes its tokens; weights that hooks bring when they are needed are nowhere."""
+    devices = (tensor.device for tensor in model.parameters())
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
 def _described(value: Any) -> str:

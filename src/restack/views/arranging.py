@@ -128,11 +128,7 @@ def visits(ready: Preparation, memo: Memo) -> Iterator[nn.Module]:
         # torch keeps the storages that it copied in the memo's memo: one for each visit, too.
         own_memo = {**memo, "torch": dict(memo.get("torch", {}))}
         layer = copy.deepcopy(parts.layers[visit.layer], own_memo)
-        modules = dict(layer.named_modules())
-        for path, name in parts.index_attributes:
-            module = modules.get(path)  # a hybrid's layers are not all alike
-            if module is not None and type(vars(module).get(name)) is int:
-                setattr(module, name, number)
+        parts.renumber(layer, number)
         scaling.scale(layer, visit.scale, parts.path, common)
         if shares:
             shared_kv.share(layer, number, sharing)

@@ -13,7 +13,7 @@ from restack import plans
 from restack.errors import PlanError, ViewError
 from restack.plans import Plan, Visit
 from restack.plans.pointing import counted
-from restack.views.anatomy import Anatomy, anatomy, decoder_config
+from restack.views.anatomy import Anatomy, anatomy, decoder_config, has_weights, input_device
 from restack.views.arranging import arranged_copy
 from restack.views.configuration import COUNTS, LAYER_LISTS, PER_LAYER, concatenated
 from restack.views.guards import PLAN
@@ -73,7 +73,9 @@ def _joined(models: dict[str, Any], plan: Plan) -> tuple[Any, Plan]:
     for other in copies:
         if other.training is not trunk.training:
             other.train(trunk.training)
-    if first != last and trunk.device.type != "meta":  # tensors there have no values to tell apart
+    if first != last and has_weights(trunk):  # tensors without values cannot be told apart
+        for other in (trunk, copies[last]):
+            _refuse_offloaded(other)
         _take_what_comes_after(trunk, copies[last])
     concatenated(decoder.config, [each.config for each in parts]).apply(decoder.config)
     starts = [0, *accumulate(len(each.layers) for each in parts)]
@@ -105,11 +107,8 @@ def _everything(each: Sequence[Plan]) -> Plan:
 def _hand_over(parts: Anatomy, start: int, configs: Mapping[int, Any]) -> None:
     """Number layers from `start`, and have them read the joined model's config for their own model's."""
     for number, layer in enumerate(parts.layers):
-        modules = dict(layer.named_modules())
-        for path, name in parts.index_attributes:
-            if path in modules and type(vars(modules[path]).get(name)) is int:
-                setattr(modules[path], name, start + number)
-        for module in modules.values():
+        parts.renumber(layer, start + number)
+        for module in layer.modules():
             for name, value in list(vars(module).items()):
                 if id(value) in configs:
                     setattr(module, name, configs[id(value)])
@@ -143,7 +142,7 @@ def _used_after_layers(model: nn.Module) -> dict[str, list[str]]:
     for module in [*around, *layers]:
         module.register_forward_pre_hook(lambda module, args: ran.append(module))
     with torch.no_grad():
-        probe(torch.zeros(1, 1, dtype=torch.long, device=next(probe.parameters()).device))
+        probe(torch.zeros(1, 1, dtype=torch.long, device=input_device(model)))
     places = [place for place, module in enumerate(ran) if module in layers]
     between = [module for module in ran[places[0] : places[-1]] if module not in layers]
     if between:
@@ -156,6 +155,15 @@ def _used_after_layers(model: nn.Module) -> dict[str, list[str]]:
         around[module]: [name for name, tensor in _own_tensors(module).items() if id(tensor) not in before]
         for module in ran[places[-1] + 1 :]
     }
+
+
+def _refuse_offloaded(model: nn.Module) -> None:
+    for path, module in model.named_modules(memo={anatomy(model).layers}):
+        if any(tensor.is_meta for tensor in _own_tensors(module).values()):
+            raise ViewError(
+                f"{path} is offloaded, and what runs after the layers is of another model than what runs "
+                "before them; keep it in memory, or let the first and the last visit be of one model"
+            )
 
 
 def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -214,5 +222,6 @@ def _facts(model: Any, config: Any) -> dict[str, Any]:
         and not (name in listed and isinstance(value, list | tuple | None))
     }
     first = {name: settings.pop(name) for name in ("hidden_size", "vocab_size") if name in settings}
-    placed = {} if hasattr(model, "hf_device_map") else {"device": str(model.device)}
-    return {**first, **settings, "dtype": model.dtype, **placed}
+    placed = str(input_device(model)) if has_weights(model) else "meta"
+    device = {} if hasattr(model, "hf_device_map") else {"device": placed}
+    return {**first, **settings, "dtype": model.dtype, **device}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from restack.errors import ViewError
-from restack.views.anatomy import anatomy
+from restack.views.anatomy import anatomy, has_weights, input_device
 from restack.views.build import view
 
 PROMPT, NEW = 6, 3  # tokens: to prefill, and to decode one by one
@@ -46,7 +46,8 @@ def verify(model: nn.Module) -> Verification:
     """
     name = type(model).__name__
     parts = anatomy(model)
-    _refuse_without_weights(model)
+    if not has_weights(model):
+        raise ViewError(f"{name} has no weights to verify it with; load it")
     count = len(parts.layers)
     identity, shifted = view(model, range(count)), view(model, [0, *range(count)])
     with _quiet(model), torch.no_grad():
@@ -69,17 +70,11 @@ def verify(model: nn.Module) -> Verification:
     return Verification(name, count, tokens.numel(), shared, difference)
 
 
-def _refuse_without_weights(model: nn.Module) -> None:
-    hooked = any(hasattr(module, "_hf_hook") for module in model.modules())  # accelerate's bring weights
-    if not hooked and all(tensor.is_meta for tensor in model.parameters()):
-        raise ViewError(f"{type(model).__name__} has no weights to verify it with; load it")
-
-
 @contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, and torch's random numbers kept, until the block ends."""
     training = [module for module in model.modules() if module.training]
-    device = _device(model)
+    device = input_device(model)
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
         try:
@@ -91,18 +86,12 @@ def _quiet(model: nn.Module) -> Iterator[None]:
                 module.training = True
 
 
-def _device(model: nn.Module) -> torch.device:
-    """Where the model takes its tokens; weights that hooks bring when they are needed are nowhere."""
-    devices = (tensor.device for tensor in model.parameters())
-    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
-
-
 def _random_tokens(model: Any, config: Any) -> torch.Tensor:
     """Tokens (1, PROMPT) that stand for nothing else, such as a picture or the padding of a batch."""
     special = _special_tokens(model, config)
     plain = torch.tensor([token for token in range(min(config.vocab_size, 1000)) if token not in special])
     chosen = torch.randint(len(plain), (1, PROMPT), generator=torch.Generator().manual_seed(0))
-    return plain[chosen].to(_device(model))
+    return plain[chosen].to(input_device(model))
 
 
 def _special_tokens(model: Any, config: Any) -> set[int]:
