@@ -1,0 +1,219 @@
+"""The config of restack-llama: a Llama whose attention, rotary embedding and order of layers are chosen."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from restack import plans
+from restack.errors import ModelError
+from restack.llama.registries import ATTENTIONS, ROTARIES
+from restack.llama.schedule import Schedule, schedule
+from restack.plans import Plan
+from restack.plans.pointing import shown
+
+MODEL_TYPE = "restack-llama"
+SLIDING = {True: "sliding_attention", False: "full_attention"}
+POSITIVE = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "backward_passes",
+)  # fmt: skip
+
+
+class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
+    """The config of a restack-llama model: Llama's own settings, and those below.
+
+    Attributes:
+        num_hidden_layers: how many layers have weights. How they are visited is the plan's affair.
+        num_key_value_heads: None: as many as heads (MHA), or one if `attention` is "mqa".
+        attention: a name in the attention registry: "mha", "gqa", "mqa", or one that was registered. None:
+            what the number of key and value heads says.
+        rope_parameters: `{"rope_type": ..., "rope_theta": ...}` and what the type needs; the types are the
+            names in the rotary registry: "rotary" (or "default"), "linear", "dynamic", "yarn", "longrope",
+            "llama3", or one that was registered. transformers 4's `rope_scaling`, `rope_theta` are read.
+        attention_bias: whether the projections to queries, keys and values have a bias (Qwen2).
+        attention_out_bias: whether the output projection has one; None: as the others (Llama).
+        qk_norm: whether queries and keys are normed, a head at a time, before they are rotated (Qwen3).
+        sliding_window: how many tokens, itself included, a visit sees that slides; None: none can.
+        plan: how the layers are visited, as anything that `restack.plan` reads; None: each once. A KV map
+            (`kv_map="lckv-w2"`) can be given beside it, and for both Hugging Face's list `layer_types`.
+        forward_passes, backward_passes: how often a group of visits that read keys and values from above is
+            iterated in training and prefill, without gradient and then with (LCKV 2405.10637, section 2.3).
+        force_nodiag: no visit sees the keys and values of its own token (LCKV's setting of this name).
+
+    Raises:
+        ModelError: a setting is impossible, or does not go with another one.
+        PlanError: the plan or the KV map is not one for so many layers.
+    """
+
+    model_type = MODEL_TYPE
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    base_model_tp_plan: ClassVar[dict[str, Any]] = {
+        **{f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"},
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = None  # type: ignore[assignment]  # until it is made
+    head_dim: int = None  # type: ignore[assignment]
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = False
+    attention: str | None = None
+    rope_parameters: dict[str, Any] = None  # type: ignore[assignment]
+    attention_bias: bool = False
+    attention_out_bias: bool | None = None
+    attention_dropout: float = 0.0
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    plan: Any = None
+    forward_passes: int = 7
+    backward_passes: int = 2
+    force_nodiag: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kv_map, layer_types = kwargs.pop("kv_map", None), kwargs.pop("layer_types", None)
+        if self.attention is not None:
+            self.attention = str(self.attention).lower()
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = 1 if self.attention == "mqa" else self.num_attention_heads
+        if self.head_dim is None:
+            self._require_whole("hidden_size")
+            self._require_whole("num_attention_heads")
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**kwargs)
+        if self.rope_parameters["rope_type"] == "rotary":
+            self.rope_parameters["rope_type"] = "default"
+        for name in POSITIVE:
+            self._require_whole(name)
+        if layer_types is not None:
+            self._slide(layer_types)
+        if kv_map is not None:
+            self.kv_map = kv_map
+        if self.plan is not None:
+            self.plan = str(self.whole_plan)
+        self.check()
+
+    @property
+    def whole_plan(self) -> Plan:
+        """The visits of a forward pass, over the layers that have weights."""
+        return _read(self.plan, self.num_hidden_layers)
+
+    @property
+    def schedule(self) -> Schedule:
+        """What the plan asks of a forward pass."""
+        return schedule(self.whole_plan, self.force_nodiag)
+
+    @property
+    def kv_map(self) -> str:
+        """Whose keys and values each visit reads, as LCKV writes it: "0_20_20..._21"."""
+        return plans.write_kv_map(self.whole_plan, abbreviate=False)
+
+    @kv_map.setter
+    def kv_map(self, value: Any) -> None:
+        plain = (replace(visit, kv=None, sliding=False) for visit in self.whole_plan.visits)
+        self.plan = str(plans.plan(Plan(tuple(plain), (self.num_hidden_layers,)), kv=value))
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The kind of each cache slot; there is one for each visit whose keys and values are read."""
+        return [SLIDING[is_window] for is_window in self.schedule.slots]
+
+    @layer_types.setter
+    def layer_types(self, value: Any) -> None:
+        """Nothing: it follows from the plan. transformers sets what it has read."""
+
+    @property
+    def per_layer_config(self) -> list[Any]:
+        """This config, once for each cache slot: transformers' caches look it up by slot."""
+        return [self] * len(self.schedule.slots)
+
+    def validate_layer_type(self) -> None:
+        """Nothing to check: there may be more or fewer cache slots than layers."""
+
+    def check(self) -> None:
+        """Check the settings against each other.
+
+        Raises:
+            ModelError: naming key, value and constraint.
+            PlanError: the plan is none for so many layers.
+        """
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if heads % kv_heads:
+            raise ModelError(
+                f"num_attention_heads is {heads}, not a multiple of num_key_value_heads, which is {kv_heads}"
+            )
+        expected = {"mha": heads, "mqa": 1}.get(self.attention or "", kv_heads)
+        if kv_heads != expected:
+            raise ModelError(
+                f"num_key_value_heads is {kv_heads}, and attention {self.attention!r} has {expected}"
+            )
+        if self.attention is not None:
+            ATTENTIONS.require(self.attention)
+        ROTARIES.require(self.rope_parameters["rope_type"])
+        if self.head_dim % 2:
+            raise ModelError(f"head_dim is {self.head_dim}; rotary embeddings need an even one")
+        if isinstance(self.forward_passes, bool) or not isinstance(self.forward_passes, int):
+            raise ModelError(f"forward_passes is {shown(self.forward_passes)}; write a whole number from 0")
+        if self.forward_passes < 0:
+            raise ModelError(f"forward_passes is {self.forward_passes}; write a whole number from 0")
+        slides = [number for number, visit in enumerate(self.whole_plan.visits) if visit.sliding]
+        if slides and self.sliding_window is None:
+            raise ModelError(
+                f"visit {slides[0]} slides (s in the KV map), and sliding_window is None; set it"
+            )
+        if self.sliding_window is not None:
+            self._require_whole("sliding_window")
+
+    def _require_whole(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ModelError(f"{name} is {shown(value)}; write a whole number from 1")
+
+    def _slide(self, layer_types: Any) -> None:
+        """Read Hugging Face's list of the kinds of layers."""
+        kinds = (
+            [layer_types]
+            if isinstance(layer_types, str) or not isinstance(layer_types, Sequence)
+            else layer_types
+        )
+        visits = self.whole_plan.visits
+        known = {name: is_window for is_window, name in SLIDING.items()}
+        if wrong := [kind for kind in kinds if kind not in known]:
+            raise ModelError(
+                f"layer_types has {shown(wrong[0])}; write one of {', '.join(known)} for each layer"
+            )
+        if len(kinds) != len(visits):
+            raise ModelError(
+                f"layer_types has {len(kinds)} entries for {len(visits)} visits; write one for each"
+            )
+        owners = self.whole_plan.owners
+        self.kv_map = "_".join(
+            f"{owner}{'s' * known[kind]}" for owner, kind in zip(owners, kinds, strict=True)
+        )
+
+
+def _read(plan: Any, layers: int) -> Plan:
+    """The plan that any notation writes, for a model of so many layers."""
+    return _read_once(plan, layers) if isinstance(plan, Hashable) else plans.plan(plan, layers)
+
+
+@lru_cache(maxsize=256)
+def _read_once(plan: Any, layers: int) -> Plan:
+    return plans.plan("all" if plan is None else plan, layers)
