@@ -1,20 +1,41 @@
 """The house model: Llama with a choice of attention, rotary embedding and plan; keys and values shared."""
 
-from restack.llama.config import RestackLlamaConfig
-from restack.llama.model import (
-    LLAMA_ATTENTIONS_CLASSES,
-    LLAMA_ROTARY_EMBEDDINGS_CLASSES,
-    RestackLlamaForCausalLM,
-    RestackLlamaModel,
-)
-from restack.llama.registries import register_attention, register_rotary
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "LLAMA_ATTENTIONS_CLASSES",
-    "LLAMA_ROTARY_EMBEDDINGS_CLASSES",
-    "RestackLlamaConfig",
-    "RestackLlamaForCausalLM",
-    "RestackLlamaModel",
-    "register_attention",
-    "register_rotary",
-]
+if TYPE_CHECKING:
+    from restack.llama.config import LCKVLlamaConfig, RestackLlamaConfig
+    from restack.llama.model import (
+        LLAMA_ATTENTIONS_CLASSES,
+        LLAMA_ROTARY_EMBEDDINGS_CLASSES,
+        LCKVLlamaForCausalLM,
+        LCKVLlamaModel,
+        LlamaAttention,
+        RestackLlamaForCausalLM,
+        RestackLlamaModel,
+        RotaryEmbedding,
+    )
+    from restack.llama.registries import register_attention, register_rotary
+
+_HOME = {
+    "LCKVLlamaConfig": "config",
+    "LCKVLlamaForCausalLM": "model",
+    "LCKVLlamaModel": "model",
+    "LLAMA_ATTENTIONS_CLASSES": "model",
+    "LLAMA_ROTARY_EMBEDDINGS_CLASSES": "model",
+    "LlamaAttention": "model",
+    "RestackLlamaConfig": "config",
+    "RestackLlamaForCausalLM": "model",
+    "RestackLlamaModel": "model",
+    "RotaryEmbedding": "model",
+    "register_attention": "registries",
+    "register_rotary": "registries",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: transformers may be in the middle of its own import when it asks for the configs.
+    if name not in _HOME:
+        raise AttributeError(f"module 'restack.llama' has no attribute {name!r}")
+    return getattr(import_module(f"restack.llama.{_HOME[name]}"), name)

@@ -3,18 +3,18 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 
 from restack import plans
 from restack.errors import ModelError
-from restack.llama.registries import ATTENTIONS, ROTARIES
 from restack.llama.schedule import Schedule, schedule
 from restack.plans import Plan
 from restack.plans.pointing import shown
 
-MODEL_TYPE = "restack-llama"
+MODEL_TYPE, LCKV = "restack-llama", "lckv-llama"
 SLIDING = {True: "sliding_attention", False: "full_attention"}
 POSITIVE = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -41,7 +41,8 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
             (`kv_map="lckv-w2"`) can be given beside it, and for both Hugging Face's list `layer_types`.
         forward_passes, backward_passes: how often a group of visits that read keys and values from above is
             iterated in training and prefill, without gradient and then with (LCKV 2405.10637, section 2.3).
-        force_nodiag: no visit sees the keys and values of its own token (LCKV's setting of this name).
+        use_sequential: such groups are iterated once for each token, always with gradient: exact, and slow.
+        force_nodiag: no visit sees the keys and values of its own token. This and the one above are LCKV's.
 
     Raises:
         ModelError: a setting is impossible, or does not go with another one.
@@ -85,10 +86,13 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
     plan: Any = None
     forward_passes: int = 7
     backward_passes: int = 2
+    use_sequential: bool = False
     force_nodiag: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         kv_map, layer_types = kwargs.pop("kv_map", None), kwargs.pop("layer_types", None)
+        if isinstance(layer_types, str):  # LCKV's
+            kv_map, layer_types = kv_map or layer_types, None
         if self.attention is not None:
             self.attention = str(self.attention).lower()
         if self.num_key_value_heads is None:
@@ -109,6 +113,30 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
         if self.plan is not None:
             self.plan = str(self.whole_plan)
         self.check()
+
+    @classmethod
+    def get_config_dict(cls, name: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings that a folder or a repository holds: ours, a relative's, or those of Meta's own files.
+
+        A plan or a KV map given beside them is one over that model's layers; what slides there slides still.
+        """
+        # transformers is in the middle of its own import when it first asks for this module
+        from restack.llama.families import settings
+        from restack.llama.meta import is_meta_folder, read_settings
+
+        if is_meta_folder(Path(name)):
+            found = read_settings(Path(name))
+        else:
+            found, kwargs = super().get_config_dict(name, **kwargs)
+            kind = found.get("model_type")
+            if kind not in (None, MODEL_TYPE, LCKV):
+                found = settings(found)
+                if "plan" in kwargs:
+                    own = cls(**found).whole_plan
+                    found.pop("layer_types", None)
+                    found["plan"] = own.then(plans.plan(kwargs.pop("plan"), len(own)))
+            found["model_type"] = cls.model_type
+        return found, kwargs
 
     @property
     def whole_plan(self) -> Plan:
@@ -144,8 +172,9 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
         """This config, once for each cache slot: transformers' caches look it up by slot."""
         return [self] * len(self.schedule.slots)
 
-    def validate_layer_type(self) -> None:
-        """Nothing to check: there may be more or fewer cache slots than layers."""
+    def validate(self) -> None:
+        """What transformers calls before it saves; its own check wants as many layer types as layers."""
+        self.check()
 
     def check(self) -> None:
         """Check the settings against each other.
@@ -164,9 +193,6 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
             raise ModelError(
                 f"num_key_value_heads is {kv_heads}, and attention {self.attention!r} has {expected}"
             )
-        if self.attention is not None:
-            ATTENTIONS.require(self.attention)
-        ROTARIES.require(self.rope_parameters["rope_type"])
         if self.head_dim % 2:
             raise ModelError(f"head_dim is {self.head_dim}; rotary embeddings need an even one")
         if isinstance(self.forward_passes, bool) or not isinstance(self.forward_passes, int):
@@ -207,6 +233,25 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
         self.kv_map = "_".join(
             f"{owner}{'s' * known[kind]}" for owner, kind in zip(owners, kinds, strict=True)
         )
+
+
+class LCKVLlamaConfig(RestackLlamaConfig):
+    """The config of LCKV's own checkpoints (whyNLP/LCKV, the layout of December 2024), read and written.
+
+    Its `layer_types` is a KV map.
+    """
+
+    model_type = LCKV
+
+    sliding_window: int | None = 4096
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings under LCKV's names; a plan beside them only if layers do not run once, in order."""
+        found: dict[str, Any] = super().to_dict()
+        if self.whole_plan.order == tuple(range(self.num_hidden_layers)):
+            found["layer_types"] = plans.write_kv_map(self.whole_plan, abbreviate=False)
+            del found["plan"]
+        return found
 
 
 def _read(plan: Any, layers: int) -> Plan:

@@ -42,7 +42,8 @@ from transformers.utils.generic import can_return_tuple
 
 from restack.errors import ModelError, ViewError
 from restack.llama.cache import KeysValues, grow, past, with_estimate
-from restack.llama.config import RestackLlamaConfig
+from restack.llama.config import LCKVLlamaConfig, RestackLlamaConfig
+from restack.llama.loading import load, unneeded
 from restack.llama.registries import ATTENTIONS, ROTARIES, register_attention, register_rotary
 from restack.llama.schedule import Group, Step
 from restack.llama.sight import Sight, masks, sights
@@ -355,6 +356,22 @@ class RestackLlamaPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def __init__(self, config: RestackLlamaConfig) -> None:
+        super().__init__(config)
+        self._keys_to_ignore_on_load_unexpected = unneeded(config)
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """The model in a folder or a repository: ours, LCKV's, a relative's, or in Meta's own files.
+
+        Takes all that transformers' `from_pretrained` does, and settings of the config: `kv_map="lckv-w2"`.
+
+        Raises:
+            ModelError: a tensor is missing, is not the model's, or has another shape.
+        """
+        model, told = load(super().from_pretrained, cls.config_class, name, *args, **kwargs)
+        return (model, told) if output_loading_info else model
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -462,7 +479,7 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
         Of n tokens, the first p are exact after p passes (LCKV, Lemma 1), so no more than n are made: one
         token, as in decoding, is exact after one. Gradients flow through the last `backward_passes`.
         """
-        backward = min(self.config.backward_passes, now.tokens)
+        backward = now.tokens if self.config.use_sequential else min(self.config.backward_passes, now.tokens)
         passes = backward + min(self.config.forward_passes, now.tokens - backward)
         asked = now.hidden_states, now.attentions
         now.hidden_states = now.attentions = None
@@ -521,7 +538,9 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
             for step in self.config.schedule.steps:
                 if step.slot is not None and not self.layers[step.layer].has_kv:
                     needs = f"visit {step.number} needs keys and values of layer {step.layer}"
-                    raise ViewError(f"{needs}, which has no weights for them; let it read those of another visit")
+                    raise ViewError(
+                        f"{needs}, which has no weights for them; let it read those of another visit"
+                    )
         except (ModelError, ViewError):
             self.config.plan = before
             raise
@@ -613,3 +632,15 @@ class RestackLlamaForCausalLM(RestackLlamaPreTrainedModel, GenerationMixin):  # 
         if "flex" in self.config._attn_implementation:
             return attention_mask
         return masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+
+
+class LCKVLlamaModel(RestackLlamaModel):
+    """The model of LCKV's checkpoints."""
+
+    config_class = LCKVLlamaConfig
+
+
+class LCKVLlamaForCausalLM(RestackLlamaForCausalLM):
+    """The model of LCKV's checkpoints, with a head."""
+
+    config_class = LCKVLlamaConfig

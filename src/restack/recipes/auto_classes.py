@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from restack.llama.auto_classes import register_configs as register_house_configs
+from restack.llama.auto_classes import register_models as register_house_models
 from restack.recipes.location import Location
 from restack.recipes.recipe import MODEL_TYPE, Recipe
 
@@ -152,17 +154,19 @@ def _location(name: Any, kwargs: dict[str, Any]) -> tuple[Location, dict[str, An
 
 
 def register_config() -> None:
-    """Make `AutoConfig` know recipes."""
+    """Make `AutoConfig` know recipes and the house models."""
     from transformers.models.auto.configuration_auto import AutoConfig
 
     AutoConfig.register(MODEL_TYPE, RestackConfig, exist_ok=True)
+    register_house_configs()
 
 
 def register_model() -> None:
-    """Make `AutoModelForCausalLM` know recipes."""
+    """Make `AutoModelForCausalLM` know recipes and the house models."""
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     AutoModelForCausalLM.register(RestackConfig, RestackForCausalLM, exist_ok=True)
+    register_house_models()
 
 
 def register_tokenizer() -> None:
