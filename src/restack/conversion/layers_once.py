@@ -11,6 +11,7 @@ from restack.views.anatomy import anatomy
 from restack.views.arranging import arranged_copy
 from restack.views.frozen_config import UNSAVED
 from restack.views.guards import PLAN
+from restack.views.planned import runs_plans, visit_count
 
 
 def layers_once(model: nn.Module, plan: Plan) -> tuple[Any, Plan]:
@@ -25,6 +26,10 @@ def layers_once(model: nn.Module, plan: Plan) -> tuple[Any, Plan]:
     Returns:
         The model, and the plan that makes the view of it again. Layers that no visit runs are in neither.
     """
+    if runs_plans(model):  # its layers are stored once, and its config says how they are visited
+        bare = copy.copy(model)
+        vars(bare).pop(PLAN, None)
+        return bare, Plan.of(range(visit_count(model)), visit_count(model))
     parts = anatomy(model)
     layers = parts.layers
     kept = sorted({(visit.donor, visit.layer) for visit in plan.visits})

@@ -1,18 +1,18 @@
 """A plan turned into a model of its own: what a self-merge tool would write to disk."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
 from restack import plans
 from restack.errors import ViewError
 from restack.views import scaling
-from restack.views.anatomy import anatomy
 from restack.views.arranging import arranged_copy, plan_after, refuse_saving, runnable
 from restack.views.donors import one_model
 from restack.views.frozen_config import UNSAVED
 from restack.views.guards import PLAN, difference_when_loaded
+from restack.views.planned import runs_plans, visit_count
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -34,11 +34,14 @@ def materialise(model: Model | Sequence[Model] | Mapping[str, Model], plan: Any)
             damping, shared keys and values.
     """
     base, plan = one_model(model, plan)
-    plan = runnable(plans.plan(plan, len(anatomy(base).layers)))
-    _refuse_what_weights_cannot_say(plan_after(base, plan))
+    plan = plans.plan(plan, visit_count(base))
+    if not runs_plans(base):  # those that do say all but the weights in their config
+        _refuse_what_weights_cannot_say(plan_after(base, runnable(plan)))
     result: Model = arranged_copy(base, plan, share_tensors=False)
     del vars(result)[PLAN]
     scaling.bake(result)
+    if runs_plans(result):
+        cast(Any, result).drop_unread()
     _refuse_saving_of_another_model(result)
     return result
 

@@ -25,7 +25,7 @@ algorithm: `iteration_plan` of whyNLP/LCKV); CLA 2405.12981; YOCO 2405.05254; Mi
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -305,6 +305,13 @@ class RestackLlamaDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
+    def drop_kv(self) -> None:
+        """Drop the weights for keys and values."""
+        self.has_kv = False
+        for name in ("k_proj", "v_proj", "k_norm"):
+            if hasattr(self.self_attn, name):
+                delattr(self.self_attn, name)
+
     def forward(
         self,
         h: torch.Tensor,
@@ -532,7 +539,7 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
             ModelError, PlanError: it does not go with the config.
         """
         before = self.config.plan
-        self.config.plan = str(plan)
+        self.config.plan = None if plan.is_identity else str(plan)
         try:
             self.config.check()
             for step in self.config.schedule.steps:
@@ -544,6 +551,11 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
         except (ModelError, ViewError):
             self.config.plan = before
             raise
+
+    def drop_unread(self) -> None:
+        """Drop the weights for keys and values that no visit reads."""
+        for number in set(range(len(self.layers))) - self.config.schedule.layers_with_kv:
+            cast(RestackLlamaDecoderLayer, self.layers[number]).drop_kv()
 
     def _is_asked_for(self, what: str, asked: bool | None) -> bool:
         return bool(getattr(self.config, f"output_{what}") if asked is None else asked)
@@ -619,6 +631,10 @@ class RestackLlamaForCausalLM(RestackLlamaPreTrainedModel, GenerationMixin):  # 
     def run(self, plan: Plan) -> None:
         """Run another plan over the same layers; see `RestackLlamaModel.run`."""
         self.model.run(plan)
+
+    def drop_unread(self) -> None:
+        """Drop the weights for keys and values that no visit reads."""
+        self.model.drop_unread()
 
     def create_masks_for_generate(
         self,

@@ -186,6 +186,8 @@ def _count(layers: Any) -> Any:
     config = getattr(layers, "config", layers)
     if not hasattr(config, "get_text_config"):
         return layers
+    if isinstance(own := getattr(config, "whole_plan", None), Plan):  # of a restack-llama
+        return len(own)
     try:
         return config.get_text_config(decoder=True).num_hidden_layers
     except (AttributeError, ValueError) as error:  # no decoder, or several

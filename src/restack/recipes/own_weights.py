@@ -45,9 +45,12 @@ def changed_weight(model: Any, plan: Plan, location: Location) -> str | None:
 def _by_name_in_base(model: Any, plan: Plan) -> dict[str, torch.Tensor]:
     """The parameters of a view by the names they have in its base."""
     from restack.views.anatomy import anatomy
+    from restack.views.planned import runs_plans
 
     path = f"{anatomy(model).path}."
     held = {}
+    if runs_plans(model) and not any(visit.scale for visit in plan.visits):  # stored once, under their names
+        return dict(model.named_parameters())
     for name, tensor in model.named_parameters(remove_duplicate=False):
         if name.startswith(path):
             visit, _, rest = name.removeprefix(path).partition(".")

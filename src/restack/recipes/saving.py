@@ -101,10 +101,10 @@ def save_recipe(
 
 def _plan(model: Any) -> Plan:
     """What the model runs; every layer once if it is no view."""
-    from restack.views.anatomy import anatomy
     from restack.views.guards import PLAN
+    from restack.views.planned import visit_count
 
-    layers = len(anatomy(model).layers)  # refuses what is no model of layers at all
+    layers = visit_count(model)  # refuses what is no model of layers at all
     plan: Plan | None = vars(model).get(PLAN)
     return Plan.of(range(layers), layers) if plan is None else plan
 

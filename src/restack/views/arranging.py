@@ -4,14 +4,14 @@ import copy
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from restack import plans
 from restack.errors import ViewError
-from restack.views import by_place, configuration, damping, scaling, sliding
+from restack.views import by_place, configuration, damping, planned, scaling, sliding
 from restack.views.anatomy import Anatomy, anatomy
 from restack.views.bound import left_out, refuse_bound_functions, take_scales
 from restack.views.frozen_config import UNSAVED, freezing
@@ -67,6 +67,8 @@ class Preparation:
 
 def arranged_copy(model: Model, plan: Any, *, share_tensors: bool) -> Model:
     """A copy of the model with its layers as `plan` orders them, over the same tensors or copies of them."""
+    if planned.runs_plans(model):
+        return cast(Model, _planned_copy(model, plan, share_tensors))
     ready = Preparation.of(model, plan)
     parts, whole = ready.parts, ready.whole
     refuse_bound_functions(model.named_modules())
@@ -104,6 +106,31 @@ def arranged_copy(model: Model, plan: Any, *, share_tensors: bool) -> Model:
         vars(result.config).pop(UNSAVED, None)
     if share_tensors and (reason := unsaved_reason(whole)):
         refuse_saving(result.config, reason)
+    return result
+
+
+def _planned_copy(model: Any, plan: Any, share_tensors: bool) -> Any:
+    """The same of a model that runs plans by itself."""
+    plan = plans.plan(plan, planned.visit_count(model))
+    refuse_several_models(plan)
+    memo: Memo = sharing_memo(model) if share_tensors else {}
+    for module in model.modules():
+        for name in left_out(module):
+            memo[id(vars(module)[name])] = vars(module)[name]
+    is_scaled = any(visit.scale for visit in plan.visits)
+    if share_tensors and not is_scaled:
+        result = copy.deepcopy(model, memo)
+        planned.set_plan(result, plan)
+    else:
+        result = planned.unrolled(model, plan, memo)
+    for module in result.modules():
+        for name in left_out(module):
+            del vars(module)[name]
+    unguarded(result)
+    vars(result).pop(ORIGINAL, None)
+    vars(result)[PLAN] = plan_after(model, plan)
+    if share_tensors and is_scaled:
+        refuse_saving(result.config, unsaved_reason(plan) or "")
     return result
 
 
@@ -200,12 +227,17 @@ def runnable(plan: plans.Plan) -> plans.Plan:
                 f"visit {number} reads the keys and values of visit {visit.kv}, which runs after it; views "
                 "share with owners below; only models of the type restack-llama share with owners above"
             )
+    refuse_several_models(plan)
+    return plan
+
+
+def refuse_several_models(plan: plans.Plan) -> None:
+    """Refuse a plan over several models, where there is one."""
     if len(plan.depths) > 1:
         raise ViewError(
             f"the plan is over {len(plan.depths)} models and there is one; give them all, as in "
             "restack.view([first, second], plan)"
         )
-    return plan
 
 
 def _empty_copy(layers: nn.ModuleList, memo: Memo) -> nn.ModuleList:

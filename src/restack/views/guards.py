@@ -142,7 +142,8 @@ def _teach_saving() -> None:
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = signature.bind(self, *args, **kwargs)
         with_adapters = getattr(self, "_hf_peft_config_loaded", False)  # which alone are saved
-        if PLAN in vars(self) and not with_adapters:
+        says_it_all = hasattr(self.config, "whole_plan") and not vars(self.config).get(UNSAVED)
+        if PLAN in vars(self) and not with_adapters and not says_it_all:
             parts = anatomy(self)
             _refuse_what_no_checkpoint_says(self, parts)
             given = call.arguments.get("state_dict")

@@ -4,10 +4,11 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
+from restack import plans
 from restack.errors import PlanError, ViewError
 from restack.plans import Plan
 from restack.plans.pointing import shown
@@ -27,6 +28,7 @@ from restack.views.by_place import ByPlace
 from restack.views.configuration import LayerSettings
 from restack.views.frozen_config import UNSAVED
 from restack.views.guards import PLAN
+from restack.views.planned import runs_plans, set_plan, visit_count
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -43,8 +45,10 @@ class Arrangement:
     plan: Plan | None
 
     @classmethod
-    def of(cls, model: nn.Module, layers: nn.ModuleList) -> "Arrangement":
+    def of(cls, model: Any, layers: nn.ModuleList) -> "Arrangement | PlannedArrangement":
         """What `model` runs now."""
+        if runs_plans(model):
+            return PlannedArrangement(layers, model.config.whole_plan, vars(model).get(PLAN))
         settings = LayerSettings.of(decoder_config(model))
         by_place = ByPlace.of(outside(model, layers))
         return cls(layers, tuple(layers), layers.training, settings, by_place, vars(model).get(PLAN))
@@ -63,6 +67,22 @@ class Arrangement:
             vars(model)[PLAN] = self.plan
             if reason := unsaved_reason(self.plan):
                 refuse_saving(model.config, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedArrangement:
+    """The same of a model that runs plans by itself."""
+
+    layers: nn.ModuleList
+    whole: Plan  # that its config says
+    plan: Plan | None
+
+    def apply(self, model: Any) -> None:
+        """Make `model` run this."""
+        model.run(self.whole)
+        vars(model).pop(PLAN, None)
+        if self.plan is not None:
+            vars(model)[PLAN] = self.plan
 
 
 def sling(
@@ -139,7 +159,11 @@ def slung(model: Model, plan: Any) -> Iterator[Model]:
 
 def _arrangement(
     model: nn.Module, plan: Any, ratio_repeat: Sequence[tuple[float, float]] | None
-) -> Arrangement:
+) -> Arrangement | PlannedArrangement:
+    if runs_plans(model):
+        over_visits = plans.plan(plan, visit_count(model), ratio_repeat=ratio_repeat)
+        set_plan(model, over_visits)
+        return PlannedArrangement(anatomy(model).layers, cast(Any, model).config.whole_plan, over_visits)
     ready = Preparation.of(model, plan, ratio_repeat=ratio_repeat)
     parts = ready.parts
     if sliding.SLIDING in ready.kinds and any(
@@ -170,5 +194,5 @@ def _refuse_other_notation(ratio_repeat: Any) -> None:
     )
 
 
-def _original(model: nn.Module) -> Arrangement | None:
+def _original(model: nn.Module) -> Arrangement | PlannedArrangement | None:
     return vars(model).get(ORIGINAL) if isinstance(model, nn.Module) else None

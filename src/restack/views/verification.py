@@ -11,6 +11,7 @@ from torch import nn
 from restack.errors import ViewError
 from restack.views.anatomy import anatomy, has_weights, input_device
 from restack.views.build import view
+from restack.views.planned import visit_count
 
 PROMPT, NEW = 6, 3  # tokens: to prefill, and to decode one by one
 SPECIAL = ("token_id", "token_index")  # endings of the names of tokens that stand for something else
@@ -48,7 +49,7 @@ def verify(model: nn.Module) -> Verification:
     parts = anatomy(model)
     if not has_weights(model):
         raise ViewError(f"{name} has no weights to verify it with; load it")
-    count = len(parts.layers)
+    count = visit_count(model)
     identity, shifted = view(model, range(count)), view(model, [0, *range(count)])
     with _quiet(model), torch.no_grad():
         tokens = _random_tokens(model, parts.config)

@@ -1,0 +1,63 @@
+"""Models that run a plan by themselves, as restack-llama does: it is in their config.
+
+Their layers are stored once. A view is another plan over the same layers. Only where visits of a layer differ
+in their weights, or each is to have its own, is there one layer object a visit.
+"""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from restack.errors import ViewError
+from restack.plans import Plan
+from restack.views import scaling
+from restack.views.anatomy import anatomy
+
+
+def runs_plans(model: Any) -> bool:
+    """Whether a model runs a plan by itself."""
+    return isinstance(getattr(getattr(model, "config", None), "whole_plan", None), Plan)
+
+
+def visit_count(model: Any) -> int:
+    """How many layers a plan over the model has to count with: its visits, if it runs a plan by itself."""
+    return len(model.config.whole_plan) if runs_plans(model) else len(anatomy(model).layers)
+
+
+def set_plan(model: Any, plan: Plan) -> None:
+    """Have a model run a plan over its visits.
+
+    Raises:
+        ViewError: the plan scales tensors, which all visits of a layer share; or it needs keys and values
+            that no weights make.
+    """
+    if any(visit.scale for visit in plan.visits):
+        raise ViewError("visits of this model share their tensors; make a view that scales, not in place")
+    model.run(model.config.whole_plan.then(plan))
+
+
+def unrolled(model: Any, plan: Plan, memo: dict[Any, Any]) -> Any:
+    """A copy of the model with one layer object for each visit of a plan over its visits.
+
+    Args:
+        model: that runs plans.
+        plan: over its visits.
+        memo: of `copy.deepcopy`: what is in it is shared.
+    """
+    parts = anatomy(model)
+    whole = model.config.whole_plan.then(plan)
+    scaling.check(whole, parts.layers, parts.path)
+    memo[id(parts.layers)] = layers = nn.ModuleList()
+    result = copy.deepcopy(model, memo)
+    common = {id(copied) for copied in memo.values()}
+    for visit in whole.visits:
+        own_memo = {**memo, "torch": dict(memo.get("torch", {}))}
+        layer = copy.deepcopy(parts.layers[visit.layer], own_memo)
+        scaling.scale(layer, visit.scale, parts.path, common)
+        layers.append(layer)
+    visits = (replace(visit, layer=number, scale=()) for number, visit in enumerate(whole.visits))
+    result.config.num_hidden_layers = len(whole)
+    result.run(Plan(tuple(visits), (len(whole),)))
+    return result
