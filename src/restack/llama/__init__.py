@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         RotaryEmbedding,
     )
     from restack.llama.registries import register_attention, register_rotary
+    from restack.llama.sinks import SinkCache
 
 _HOME = {
     "LCKVLlamaConfig": "config",
@@ -28,6 +29,7 @@ _HOME = {
     "RestackLlamaForCausalLM": "model",
     "RestackLlamaModel": "model",
     "RotaryEmbedding": "model",
+    "SinkCache": "sinks",
     "register_attention": "registries",
     "register_rotary": "registries",
 }

@@ -11,6 +11,7 @@ import torch
 from transformers.cache_utils import Cache, StaticLayer, StaticSlidingWindowLayer
 
 from restack.errors import ViewError
+from restack.llama.sinks import SinkLayer
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # (B, nh_kv, S, hs) each
 
@@ -44,6 +45,8 @@ def past(cache: Cache, slot: int, tokens: int) -> KeysValues | None:
         return _of_window(layer, layer.keys, tokens), _of_window(layer, layer.values, tokens)
     if hasattr(layer, "_quantized_keys"):
         return _dequantized(layer)
+    if isinstance(layer, SinkLayer):
+        return layer.kept() if layer.get_seq_length() else None
     return (layer.keys, layer.values) if layer.get_seq_length() or isinstance(layer, StaticLayer) else None
 
 

@@ -47,6 +47,7 @@ from restack.llama.loading import load, unneeded
 from restack.llama.registries import ATTENTIONS, ROTARIES, register_attention, register_rotary
 from restack.llama.schedule import Group, Step
 from restack.llama.sight import Sight, masks, sights
+from restack.llama.sinks import SinkCache
 from restack.plans import Plan
 
 Rope = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (B, T, hs) each
@@ -457,6 +458,8 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
         if cache is not None:
             grow(cache, len(schedule.slots))
         tokens = h.shape[1]
+        if isinstance(cache, SinkCache):  # which counts positions, and what may be seen, by what it keeps
+            position_ids, attention_mask = None, cache.columns(attention_mask, tokens)
         if position_ids is None:
             seen = 0 if cache is None else cache.get_seq_length()
             position_ids = (torch.arange(tokens, device=h.device) + seen).unsqueeze(0)  # (1, T)
