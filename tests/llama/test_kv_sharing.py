@@ -63,6 +63,22 @@ def test_prefill_and_decoding_equal_one_token_after_another(name, settings):
     assert difference(prefilled_and_decoded(house, row), expected) < CLOSE
 
 
+PRESETS = [
+    f"{shape}-{place}:3"
+    for shape in ("pizza", "sandwich", "lasagna")
+    for place in ("bottom", "middle", "top")
+]
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "lckv-w2", "lckv-w4", "cla2", "cla3", "yoco", "mix-attention"])
+def test_presets(preset):
+    """All nine layouts of the NAACL study (2410.14442), and those of other papers."""
+    house = model(preset, **EXACT, sliding_window=4)
+    row = tokens(LENGTH)[0]
+    expected = reference(house, row)
+    assert difference(prefilled_and_decoded(house, row), expected) < CLOSE
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
 @pytest.mark.parametrize("name", MAPS)
 def test_other_attention_implementations(name, attention):

@@ -150,6 +150,16 @@ def test_refused_maps(text: str, place: str, said: str) -> None:
         assert said in below
 
 
+def test_mix_attention() -> None:
+    """The pairs of LCKV's README, for its 22 layers."""
+    written = "0_1s_1s_3s_3s_3s_0_7s_7s_9s_9s_9s_12_13s_13s_15s_15s_15s_12_19s_19s_19s"
+    assert restack.plan("mix-attention", 22) == restack.plan(written, 22)
+    for visits in range(1, 40):
+        plan = restack.plan("mix-attention", visits)
+        assert all(owner <= visit for visit, owner in enumerate(plan.owners))
+        assert all(plan.owners[owner] == owner for owner in plan.owners)
+
+
 @pytest.mark.parametrize(
     ("preset", "said"),
     [
@@ -159,7 +169,7 @@ def test_refused_maps(text: str, place: str, said: str) -> None:
         ("cla9", "groups of 9 do not fit 8 visits"),
         ("pizza-top:0", "0 owners do not fit 8 visits; write 1 to 8"),
         ("lasagna-top:9", "9 owners do not fit 8 visits"),
-        ("sandwich-top", "the presets are lckv-w2, cla2, yoco, or pizza|sandwich|lasagna"),
+        ("sandwich-top", "the presets are lckv-w2, cla2, yoco, mix-attention, or pizza|sandwich|lasagna"),
         ("sandwich-side:3", "nor a KV preset"),
         ("lckv_w2", "nor a KV preset"),
         ("yoko", "nor a KV preset"),

@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 
 from restack.errors import ModelError
 from restack.llama.config import RestackLlamaConfig
-from restack.llama.meta import is_meta_folder, read_settings, read_weights
+from restack.llama.meta import read_settings, read_weights
+from restack.llama.meta_layout import is_meta_folder
 
 SETTINGS = {field.name for field in fields(RestackLlamaConfig)} | {
     "kv_map"

@@ -11,7 +11,6 @@ github.com/meta-llama/llama-models; `convert_llama_weights_to_hf.py` of transfor
 import json
 import math
 import pickle
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from typing import Any
 import torch
 
 from restack.errors import ModelError
+from restack.llama.meta_layout import PARAMS, shard_files
+from restack.llama.meta_layout import is_meta_folder as is_meta_folder  # for whoever reads with this module
 from restack.llama.meta_tokenizer import token_ids, vocabulary_size
 
-PARAMS = "params.json"
-SHARD = re.compile(r"consolidated\.(\d\d)\.pth")
 KEYS = {"dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "ffn_dim_multiplier", "norm_eps"}
 KEYS |= {"vocab_size", "rope_theta", "use_scaled_rope"}
 RUNNING = {"max_batch_size", "max_seq_len", "model_parallel_size"}  # how Meta's code runs it, not what it is
@@ -91,11 +90,6 @@ class Stored:
         return shapes if self.split else {0: self.shape}
 
 
-def is_meta_folder(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint in Meta's layout."""
-    return (folder / PARAMS).is_file() and bool(_shard_files(folder))
-
-
 def read_settings(folder: Path) -> dict[str, Any]:
     """What params.json says, as keyword arguments of transformers' `LlamaConfig`.
 
@@ -115,7 +109,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         )
     if heads % kv_heads:
         raise params.error(f"n_heads {heads} is no multiple of n_kv_heads {kv_heads}")
-    shards = _open_shards(folder)
+    shards = open_shards(folder)
     _check_count(shards, dim)
     output = next(iter(shards.values()), {}).get("output.weight")
     return {
@@ -148,13 +142,28 @@ def read_weights(folder: Path, settings: dict[str, Any]) -> dict[str, torch.Tens
         ModelError: a shard is missing, cut short, or holds something other than tensors; or a tensor is
             missing, unknown, or does not fit the settings or the other shards.
     """
-    shards = _open_shards(folder)
+    shards = open_shards(folder)
     if not shards:
         raise ModelError(f"{folder} has no consolidated.00.pth; get the weights")
     layout = _layout(settings)
     _check_names(shards, layout)
     _check_count(shards, settings["hidden_size"])
     return {stored.name: _joined(shards, name, stored) for name, stored in layout.items()}
+
+
+def first_rows(folder: Path, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """How the first row of each tensor begins, as the first shard holds it; by the names of `read_weights`.
+
+    A row is the first in both orders of rows. Hardly anything is read of the file.
+
+    Raises:
+        ModelError: as `read_weights`.
+    """
+    shards = open_shards(folder)
+    layout = _layout(settings)
+    _check_names(shards, layout)
+    first = next(iter(shards.values()))
+    return {stored.name: first[name].reshape(-1, first[name].shape[-1])[0] for name, stored in layout.items()}
 
 
 def half_split(weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -247,13 +256,13 @@ def _context(params: Params) -> int:
     return 2048 if params.number("norm_eps", 1e-5) < 1e-5 else 4096  # Llama 1, Llama 2
 
 
-def _shard_files(folder: Path) -> dict[int, Path]:
-    matches = ((SHARD.fullmatch(path.name), path) for path in folder.glob("consolidated.*.pth"))
-    return dict(sorted((int(match[1]), path) for match, path in matches if match))
+def open_shards(folder: Path) -> Shards:
+    """The tensors of each shard by Meta's names, mapped and not read.
 
-
-def _open_shards(folder: Path) -> Shards:
-    files = _shard_files(folder)
+    Raises:
+        ModelError: one is missing, cut short, or holds something other than tensors.
+    """
+    files = shard_files(folder)
     for number in range(max(files, default=-1)):
         if number not in files:
             last = files[max(files)].name

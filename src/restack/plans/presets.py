@@ -9,6 +9,8 @@ that keep their own keys and values, and the place of the owner in each group th
 visits.
 - `yoco` (2405.05254) runs its lower half through a sliding window; its upper half reads the first visit of
 itself.
+- `mix-attention` (2409.15012, the pairs of whyNLP/LCKV's README) sees all in every sixth visit, two of which
+share; between them, twos and threes share a sliding window.
 """
 
 import re
@@ -19,9 +21,12 @@ from restack.plans.kv_map import Entry
 from restack.plans.pointing import counted, error_at
 
 NAME = re.compile(
-    r"(pizza|sandwich|lasagna)-(bottom|middle|top):([0-9]{1,6})|lckv-w([0-9]{1,6})|cla([0-9]{1,6})|yoco"
+    r"(pizza|sandwich|lasagna)-(bottom|middle|top):([0-9]{1,6})|lckv-w([0-9]{1,6})|cla([0-9]{1,6})|yoco|mix-attention"
 )
-NAMES = "lckv-w2, cla2, yoco, or pizza|sandwich|lasagna-bottom|middle|top:OWNERS as in sandwich-middle:11"
+NAMES = (
+    "lckv-w2, cla2, yoco, mix-attention, or pizza|sandwich|lasagna-bottom|middle|top:OWNERS as in "
+    "sandwich-middle:11"
+)
 
 
 def owners(name: str, visits: int) -> list[Entry]:
@@ -49,8 +54,19 @@ def owners(name: str, visits: int) -> list[Entry]:
             raise PlanError(f"{unfit}; write cla1 to cla{visits}")
         starts = range(0, visits, size)
         return _grouped([range(start, min(start + size, visits)) for start in starts], "bottom")
+    if name == "mix-attention":
+        return [_mixed(visit, visits) for visit in range(visits)]
     half = visits // 2
     return [(visit, True) for visit in range(half)] + [(half, False)] * (visits - half)
+
+
+def _mixed(visit: int, visits: int) -> Entry:
+    """The owner of a visit under mix-attention, and whether it slides."""
+    turn, place = divmod(visit, 6)
+    if place == 0:
+        return visit - 6 * (turn % 2), False
+    is_left_over = visits == visit + 1 and place == 3  # alone in its group: it joins the one before
+    return visit - place + (1 if place < 3 or is_left_over else 3), True
 
 
 def _groups(name: str, shape: str, count: int, visits: int) -> list[range]:

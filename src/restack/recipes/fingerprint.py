@@ -12,10 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restack.errors import ModelError
+from restack.llama.meta_layout import PARAMS
 from restack.recipes.location import CONFIG, Location
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What transformers writes anew each time it saves a config.
@@ -47,8 +51,35 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class InShard:
+    """A tensor in a shard of Meta's, which is mapped into memory and not read."""
+
+    tensor: "torch.Tensor"
+
+    @property
+    def dtype(self) -> str:
+        """As torch writes it."""
+        return str(self.tensor.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the shard's part."""
+        return tuple(self.tensor.shape)
+
+    def sample(self, size: int) -> tuple[int, bytes]:
+        """As `Stored.sample`."""
+        import torch
+
+        numbers = self.tensor.reshape(-1)
+        wanted = min(len(numbers), max(1, size // numbers.element_size()))
+        first = (len(numbers) - wanted) // 2
+        sample = numbers[first : first + wanted].contiguous().view(torch.uint8)
+        return first, sample.numpy().tobytes()
+
+
+@dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Sixteen hexadecimal digits a part; None where the model has no safetensors files."""
+    """Sixteen hexadecimal digits a part; None where the model has no files that are known here."""
 
     config: str
     tensors: str | None = None
@@ -71,10 +102,12 @@ def fingerprint(location: Location) -> Fingerprint:
     """The fingerprint of a model whose files are on this machine.
 
     Raises:
-        ModelError: it has no config.json, or a safetensors file of it is cut short or damaged.
+        ModelError: it has no config.json, or a file with weights is cut short or damaged.
     """
     config = fingerprint_of_config(location)
-    stored = stored_tensors(location)
+    stored: dict[str, Stored] | dict[str, InShard] = (
+        _in_shards(location) if location.is_metas else stored_tensors(location)
+    )
     if not stored:
         return config
     lines = (f"{name} {tensor.dtype} {tensor.shape}" for name, tensor in sorted(stored.items()))
@@ -83,12 +116,12 @@ def fingerprint(location: Location) -> Fingerprint:
 
 
 def fingerprint_of_config(location: Location) -> Fingerprint:
-    """The part of a fingerprint that config.json alone gives.
+    """The part of a fingerprint that config.json alone gives, or params.json in its place.
 
     Raises:
         ModelError: there is none, or it is no JSON object.
     """
-    file = location.file(CONFIG)
+    file = location.file(PARAMS if location.is_metas else CONFIG)
     if file is None:
         raise ModelError(f"{location} has no {CONFIG} on this machine; a recipe needs its base's files")
     settings = _json_object(file)
@@ -106,6 +139,18 @@ def stored_tensors(location: Location) -> dict[str, Stored]:
     for file in _files(location):
         stored |= _header(file)
     return stored
+
+
+def _in_shards(location: Location) -> dict[str, InShard]:
+    """The tensors in Meta's shards, by the file's name and theirs; the tables that some have are none."""
+    from restack.llama.meta import TABLE, open_shards
+
+    return {
+        f"{file.name} {name}": InShard(tensor)
+        for file, tensors in open_shards(location.folder).items()
+        for name, tensor in tensors.items()
+        if not str(name).endswith(TABLE)
+    }
 
 
 def spread(items: list[str], most: int) -> list[str]:

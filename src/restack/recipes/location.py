@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from restack.llama.meta_layout import is_meta_folder
 from restack.recipes.reference import Reference
 
 CONFIG = "config.json"
@@ -25,6 +26,16 @@ class Location:
         return os.path.exists(self.name)  # noqa: PTH110  (Path.exists raises OSError on long names)
 
     @property
+    def folder(self) -> Path:
+        """The folder, of a model that is on this machine."""
+        return Path(self.name, self.subfolder)
+
+    @property
+    def is_metas(self) -> bool:
+        """Whether it is a folder with Meta's own files, and none that transformers reads."""
+        return self.is_local and self.file(CONFIG) is None and is_meta_folder(self.folder)
+
+    @property
     def options(self) -> dict[str, Any]:
         """What `from_pretrained` takes beside the name."""
         options: dict[str, Any] = {"revision": self.revision}
@@ -33,7 +44,7 @@ class Location:
     def file(self, name: str) -> Path | None:
         """A file of the model that is on this machine, fetched from the hub before if it is of the hub."""
         if self.is_local:
-            path = Path(self.name, self.subfolder, name)
+            path = self.folder / name
             return path if path.is_file() else None
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
@@ -69,7 +80,7 @@ class Location:
         if not name.startswith("."):
             return Location(Reference(name).location)
         if self.is_local:
-            return Location(os.path.normpath(Path(self.name, self.subfolder, name)))
+            return Location(os.path.normpath(self.folder / name))
         inside = os.path.normpath(f"/{self.subfolder}/{name}").strip("/")  # never above the repository
         return Location(self.name, self.revision, inside)
 

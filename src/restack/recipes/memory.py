@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restack.errors import ModelError
+from restack.llama.meta_layout import shard_files
+from restack.recipes.location import CONFIG
 from restack.recipes.reference import Reference
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def _cached(hub_id: str, revision: str | None) -> Path | None:
 
 
 def stored_bytes(folder: Path) -> int:
-    """Of the weights that transformers would read; other files may lie beside them (Meta's, for example)."""
+    """Of the weights that would be read; other files may lie beside them (Meta's beside a config.json)."""
     single = folder / "model.safetensors"
     if single.is_file():
         return single.stat().st_size
@@ -64,6 +66,8 @@ def stored_bytes(folder: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError):  # no index, or none that can be used: count the files
         pass
     files = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+    if not (folder / CONFIG).is_file():  # then Meta's own files are what is read
+        files = [*shard_files(folder).values()]
     return sum(file.stat().st_size for file in files)
 
 

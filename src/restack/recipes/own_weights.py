@@ -27,6 +27,8 @@ def changed_weight(model: Any, plan: Plan, location: Location) -> str | None:
     if not all(isinstance(conversion, WeightRenaming) for conversion in converted):
         return None
     held = _by_name_in_base(model, plan)
+    if location.is_metas:
+        return _changed_from_metas(held, location)
     stored = {name: tensor for name, tensor in stored_tensors(location).items() if tensor.dtype in DTYPES}
     for name in spread(sorted(held.keys() & stored.keys()), MOST_COMPARED):
         ours, theirs = held[name], stored[name]
@@ -39,6 +41,21 @@ def changed_weight(model: Any, plan: Plan, location: Location) -> str | None:
             if torch.equal(actual.nan_to_num(), expected.nan_to_num()):
                 continue
         return name
+    return None
+
+
+def _changed_from_metas(held: dict[str, torch.Tensor], location: Location) -> str | None:
+    """The same of a model in Meta's own files, which have other names, and rows in another order."""
+    from restack.llama.meta import first_rows, read_settings
+
+    rows = first_rows(location.folder, read_settings(location.folder))
+    for name in spread(sorted(held.keys() & rows.keys()), MOST_COMPARED):
+        ours, expected = held[name], rows[name][:SAMPLE].to(held[name].dtype)
+        if ours.is_meta:  # offloaded
+            continue
+        actual = ours.detach().reshape(-1)[: len(expected)].cpu()
+        if not torch.equal(actual.nan_to_num(), expected.nan_to_num()):
+            return name
     return None
 
 

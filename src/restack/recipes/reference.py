@@ -7,6 +7,7 @@ from pathlib import Path
 
 from restack import demo
 from restack.errors import ModelError
+from restack.llama.meta_layout import PARAMS, is_meta_folder, shard_files
 
 MERGE_ENDS = (".yaml", ".yml")  # of a mergekit config
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -70,12 +71,19 @@ def check_location(reference: Reference) -> None:
             raise ModelError(f"there is no file {name}")
         if name.startswith((".", "~", os.sep)) or not HUB_ID.fullmatch(location):
             raise ModelError(f"there is no folder {name}; a model is a folder, a hub id or demo")
-    elif not reference.is_merge and not (Path(location) / "config.json").is_file():
-        kind = "a folder without config.json" if Path(location).is_dir() else "a file"
-        raise ModelError(
-            f"{name} is {kind}; a model is a folder with config.json and weights, a "
-            "mergekit config (.yaml), or a hub id"
-        )
+        return
+    folder = Path(location)
+    if reference.is_merge or (folder / "config.json").is_file() or is_meta_folder(folder):
+        return
+    if (folder / PARAMS).is_file():
+        raise ModelError(f"{name} has {PARAMS}, and no consolidated.00.pth; get the weights")
+    if shard_files(folder):
+        raise ModelError(f"{name} has consolidated.*.pth, and no {PARAMS}; get it too")
+    kind = "a folder without config.json" if folder.is_dir() else "a file"
+    raise ModelError(
+        f"{name} is {kind}; a model is a folder with config.json and weights, one with Meta's {PARAMS} "
+        "and consolidated.*.pth, a mergekit config (.yaml), or a hub id"
+    )
 
 
 def _exists(path: str) -> bool:

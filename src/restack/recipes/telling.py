@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from restack.errors import ModelError
+from restack.errors import ModelError, RestackError
 
 
 @contextmanager
@@ -11,6 +11,9 @@ def told_in_one_line(name: str, is_local: bool, part: str = "model") -> Iterator
     """Turn what transformers says in paragraphs into one line."""
     try:
         yield
+    except RestackError as error:  # ours are in one line, but for those that point at a place in a text
+        reason = str(error).splitlines()[-1].lstrip(" ^")
+        raise ModelError(f"cannot open the {part} of {name}: {reason}") from error
     except Exception as error:  # whatever a broken model makes of a loader: each library has its own
         reason = " ".join(str(error).split())
         if "model type" in reason or "Unrecognized" in reason:
