@@ -47,7 +47,7 @@ def past(cache: Cache, slot: int, tokens: int) -> KeysValues | None:
         return _dequantized(layer)
     if isinstance(layer, SinkLayer):
         return layer.kept() if layer.get_seq_length() else None
-    return (layer.keys, layer.values) if layer.get_seq_length() or isinstance(layer, StaticLayer) else None
+    return (layer.keys, layer.values) if isinstance(layer, StaticLayer) or layer.get_seq_length() else None
 
 
 def with_estimate(cache: Cache, slot: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
@@ -57,8 +57,8 @@ def with_estimate(cache: Cache, slot: int, keys: torch.Tensor, values: torch.Ten
         return keys, values
     if not isinstance(layer, StaticLayer):  # these make new tensors, and leave the old ones as they are
         return copy.copy(layer).update(keys, values)  # type: ignore[no-any-return]
-    if not layer.is_initialized:
-        layer.lazy_initialization(keys, values)
+    if not layer.is_initialized:  # they are all there is: no need to look at all the room
+        return keys, values
     tokens = keys.shape[-2]
     if (
         isinstance(layer, StaticSlidingWindowLayer)

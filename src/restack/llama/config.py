@@ -1,6 +1,6 @@
 """The config of restack-llama: a Llama whose attention, rotary embedding and order of layers are chosen."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -9,17 +9,14 @@ from typing import Any, ClassVar
 from transformers.configuration_utils import PreTrainedConfig
 
 from restack import plans
-from restack.errors import ModelError
+from restack.errors import ModelError, PlanError
+from restack.llama import checks
 from restack.llama.schedule import Schedule, schedule
 from restack.plans import Plan
 from restack.plans.pointing import shown
 
 MODEL_TYPE, LCKV = "restack-llama", "lckv-llama"
 SLIDING = {True: "sliding_attention", False: "full_attention"}
-POSITIVE = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "max_position_embeddings", "backward_passes",
-)  # fmt: skip
 
 
 class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -92,24 +89,31 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
     def __post_init__(self, **kwargs: Any) -> None:
         kv_map, layer_types = kwargs.pop("kv_map", None), kwargs.pop("layer_types", None)
         if isinstance(layer_types, str):  # LCKV's
-            kv_map, layer_types = kv_map or layer_types, None
+            if kv_map is not None:
+                raise PlanError("layer_types is a KV map and there is a kv_map too; give one of them")
+            kv_map, layer_types = layer_types, None
         if self.attention is not None:
             self.attention = str(self.attention).lower()
         if self.num_key_value_heads is None:
             self.num_key_value_heads = 1 if self.attention == "mqa" else self.num_attention_heads
         if self.head_dim is None:
-            self._require_whole("hidden_size")
-            self._require_whole("num_attention_heads")
+            checks.whole("hidden_size", self.hidden_size, 1)
+            checks.whole("num_attention_heads", self.num_attention_heads, 1)
             self.head_dim = self.hidden_size // self.num_attention_heads
-        super().__post_init__(**kwargs)
-        if self.rope_parameters["rope_type"] == "rotary":
-            self.rope_parameters["rope_type"] = "default"
-        for name in POSITIVE:
-            self._require_whole(name)
+        checks.refuse_wrong_values(self)
+        for name, given in (
+            ("rope_parameters", self.rope_parameters),
+            ("rope_scaling", kwargs.get("rope_scaling")),
+        ):
+            checks.refuse_no_parameters(name, given)
+        if kv_map is not None:
+            self.plan = str(plans.plan(self.whole_plan, kv=kv_map))
         if layer_types is not None:
             self._slide(layer_types)
-        if kv_map is not None:
-            self.kv_map = kv_map
+        super().__post_init__(**kwargs)
+        self.rope_parameters["rope_type"] = str(self.rope_parameters["rope_type"]).lower()
+        if self.rope_parameters["rope_type"] == "rotary":
+            self.rope_parameters["rope_type"] = "default"
         if self.plan is not None:
             self.plan = str(self.whole_plan)
         self.check()
@@ -142,6 +146,12 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
     def whole_plan(self) -> Plan:
         """The visits of a forward pass, over the layers that have weights."""
         return _read(self.plan, self.num_hidden_layers)
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """What a schedule depends on, and what is checked with it: another one means another schedule."""
+        passes = (self.forward_passes, self.backward_passes, self.use_sequential)
+        return self.plan, self.num_hidden_layers, self.force_nodiag, self.sliding_window, *passes
 
     @property
     def schedule(self) -> Schedule:
@@ -177,62 +187,31 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
         self.check()
 
     def check(self) -> None:
-        """Check the settings against each other.
+        """Check the settings, one by one and against each other.
 
         Raises:
             ModelError: naming key, value and constraint.
             PlanError: the plan is none for so many layers.
         """
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        if heads % kv_heads:
-            raise ModelError(
-                f"num_attention_heads is {heads}, not a multiple of num_key_value_heads, which is {kv_heads}"
-            )
-        expected = {"mha": heads, "mqa": 1}.get(self.attention or "", kv_heads)
-        if kv_heads != expected:
-            raise ModelError(
-                f"num_key_value_heads is {kv_heads}, and attention {self.attention!r} has {expected}"
-            )
-        if self.head_dim % 2:
-            raise ModelError(f"head_dim is {self.head_dim}; rotary embeddings need an even one")
-        if isinstance(self.forward_passes, bool) or not isinstance(self.forward_passes, int):
-            raise ModelError(f"forward_passes is {shown(self.forward_passes)}; write a whole number from 0")
-        if self.forward_passes < 0:
-            raise ModelError(f"forward_passes is {self.forward_passes}; write a whole number from 0")
-        slides = [number for number, visit in enumerate(self.whole_plan.visits) if visit.sliding]
-        if slides and self.sliding_window is None:
-            raise ModelError(
-                f"visit {slides[0]} slides (s in the KV map), and sliding_window is None; set it"
-            )
-        if self.sliding_window is not None:
-            self._require_whole("sliding_window")
-
-    def _require_whole(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ModelError(f"{name} is {shown(value)}; write a whole number from 1")
+        checks.refuse_wrong_values(self)
+        checks.refuse_wrong_rotary(self.rope_parameters)
+        checks.refuse_contradictions(self)
 
     def _slide(self, layer_types: Any) -> None:
         """Read Hugging Face's list of the kinds of layers."""
-        kinds = (
-            [layer_types]
-            if isinstance(layer_types, str) or not isinstance(layer_types, Sequence)
-            else layer_types
-        )
+        if not isinstance(layer_types, list | tuple):
+            raise ModelError(f"layer_types is {shown(layer_types)}; write a list with a kind for each layer")
+        for kind in layer_types:
+            if kind not in SLIDING.values():
+                raise ModelError(f"layer_types has {shown(kind)}; write one of {', '.join(SLIDING.values())}")
         visits = self.whole_plan.visits
-        known = {name: is_window for is_window, name in SLIDING.items()}
-        if wrong := [kind for kind in kinds if kind not in known]:
+        if len(layer_types) != len(visits):
             raise ModelError(
-                f"layer_types has {shown(wrong[0])}; write one of {', '.join(known)} for each layer"
+                f"layer_types has {len(layer_types)} entries for {len(visits)} visits; write one for each"
             )
-        if len(kinds) != len(visits):
-            raise ModelError(
-                f"layer_types has {len(kinds)} entries for {len(visits)} visits; write one for each"
-            )
-        owners = self.whole_plan.owners
-        self.kv_map = "_".join(
-            f"{owner}{'s' * known[kind]}" for owner, kind in zip(owners, kinds, strict=True)
-        )
+        kinds = zip(visits, layer_types, strict=True)
+        slid = (replace(visit, sliding=visit.sliding or kind == SLIDING[True]) for visit, kind in kinds)
+        self.plan = str(Plan(tuple(slid), (self.num_hidden_layers,)))
 
 
 class LCKVLlamaConfig(RestackLlamaConfig):

@@ -47,7 +47,7 @@ def load(
     source = name
     if name is not None and "state_dict" not in kwargs and is_meta_folder(folder := Path(name)):
         if kwargs.get("config") is None:
-            own = {key: kwargs.pop(key) for key in SETTINGS & kwargs.keys()}
+            own = {key: kwargs.pop(key) for key in (SETTINGS - {"dtype"}) & kwargs.keys()}
             kwargs["config"] = config_class.from_pretrained(folder, **own)
         kwargs["state_dict"], source = read_weights(folder, read_settings(folder)), None
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}

@@ -1,4 +1,4 @@
-"""Which folders hold a checkpoint as Meta gives it out, by the names of their files alone. Imports no torch."""
+"""Which folders hold a checkpoint as Meta gives it out, by the names of their files. Imports no torch."""
 
 import re
 from pathlib import Path

@@ -40,12 +40,12 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from restack.errors import ModelError, ViewError
+from restack.errors import RestackError, ViewError
 from restack.llama.cache import KeysValues, grow, past, with_estimate
 from restack.llama.config import LCKVLlamaConfig, RestackLlamaConfig
 from restack.llama.loading import load, unneeded
 from restack.llama.registries import ATTENTIONS, ROTARIES, register_attention, register_rotary
-from restack.llama.schedule import Group, Step
+from restack.llama.schedule import Group, Schedule, Step
 from restack.llama.sight import Sight, masks, sights
 from restack.llama.sinks import SinkCache
 from restack.plans import Plan
@@ -236,7 +236,8 @@ class LlamaAttention(nn.Module):
             **kwargs,
         )
         if not (sight.strictly_past and "flash" in sight.implementation):
-            heads, weights = attention(q, k, v, sight.mask, sliding_window=sight.window)
+            k, v, mask = sight.fitted(k, v)
+            heads, weights = attention(q, k, v, mask, sliding_window=sight.window)
             return heads if sight.blind is None else torch.where(sight.blind, 0.0, heads), weights
         # Flash attention takes no mask; without the last key, each query stands before its own.
         window = sight.window and sight.window - 1
@@ -427,6 +428,7 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = ROTARIES.require(config.rope_parameters["rope_type"])(config)
         self.gradient_checkpointing = False
+        self.schedule, self.scheduled = config.schedule, config.structure
         self.post_init()
 
     @can_return_tuple  # type: ignore[untyped-decorator]
@@ -449,7 +451,7 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         h = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, C)
-        schedule = self.config.schedule
+        schedule = self.checked_schedule()
         cache = past_key_values
         if self.gradient_checkpointing and self.training:
             cache = None
@@ -465,7 +467,7 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
             position_ids = (torch.arange(tokens, device=h.device) + seen).unsqueeze(0)  # (1, T)
         now = Forward(
             rope=self.rotary_emb(h, position_ids),
-            sights=sights(self.config, h, attention_mask, cache, position_ids),
+            sights=sights(self.config, schedule, h, attention_mask, cache, position_ids),
             cache=cache,
             tokens=tokens,
             options=kwargs,
@@ -534,24 +536,36 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
                 now.attentions.append(weights)
         return h
 
-    def run(self, plan: Plan) -> None:
-        """Run another plan over the same layers, from the next forward on.
+    def checked_schedule(self) -> Schedule:
+        """The schedule of the config's plan, found anew when the config has changed.
 
         Raises:
             ViewError: it needs the keys and values of a layer that has no weights for them.
-            ModelError, PlanError: it does not go with the config.
+            ModelError, PlanError: the config is impossible.
         """
-        before = self.config.plan
-        self.config.plan = None if plan.is_identity else str(plan)
-        try:
+        if self.scheduled != self.config.structure:
             self.config.check()
-            for step in self.config.schedule.steps:
+            schedule = self.config.schedule
+            for step in schedule.steps:
                 if step.slot is not None and not self.layers[step.layer].has_kv:
                     needs = f"visit {step.number} needs keys and values of layer {step.layer}"
                     raise ViewError(
                         f"{needs}, which has no weights for them; let it read those of another visit"
                     )
-        except (ModelError, ViewError):
+            self.schedule, self.scheduled = schedule, self.config.structure
+        return self.schedule
+
+    def run(self, plan: Plan) -> None:
+        """Run another plan over the same layers, from the next forward on.
+
+        Raises:
+            ViewError, ModelError, PlanError: as `checked_schedule`; then the model runs what it ran.
+        """
+        before = self.config.plan
+        self.config.plan = None if plan.is_identity else str(plan)
+        try:
+            self.checked_schedule()
+        except RestackError:
             self.config.plan = before
             raise
 
@@ -580,7 +594,9 @@ def _ahead(step: Step, estimate: KeysValues | None, sight: Sight, now: Forward) 
     if kept is None or sight.is_cut:
         return kept
     # The first of several passes: of this forward's tokens nothing is known, and zeros stand for it.
-    missing = max(0, sight.width(kept[0].shape[2], now.tokens) - kept[0].shape[2])
+    missing = sight.width(kept[0].shape[2], now.tokens) - kept[0].shape[2]
+    if missing <= 0:
+        return kept
     return F.pad(kept[0], (0, 0, 0, missing)), F.pad(kept[1], (0, 0, 0, missing))
 
 
@@ -650,7 +666,14 @@ class RestackLlamaForCausalLM(RestackLlamaPreTrainedModel, GenerationMixin):  # 
         """The masks of a forward, by the kind of reading: made beforehand where the forward is compiled."""
         if "flex" in self.config._attn_implementation:
             return attention_mask
-        return masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        return masks(
+            self.config,
+            self.model.checked_schedule(),
+            inputs_embeds,
+            attention_mask,
+            past_key_values,
+            position_ids,
+        )
 
 
 class LCKVLlamaModel(RestackLlamaModel):

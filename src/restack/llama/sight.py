@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from restack.errors import ViewError
 from restack.llama.config import RestackLlamaConfig
-from restack.llama.schedule import Reading
+from restack.llama.schedule import Reading, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,15 @@ class Sight:
     strictly_past: bool
     is_cut: bool  # there is no column for the last key, which nobody sees: it is left out
 
+    def fitted(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Keys, values (B, nh_kv, S, hs) and mask of one width; it may be made for more than is there."""
+        surplus = self.width(k.shape[2], 0) - k.shape[2]
+        if surplus <= 0:
+            return k, v, self.mask
+        if isinstance(self.mask, torch.Tensor):
+            return k, v, self.mask[..., : k.shape[2]]
+        return F.pad(k, (0, 0, 0, surplus)), F.pad(v, (0, 0, 0, surplus)), self.mask
+
     def width(self, past: int, tokens: int) -> int:
         """How many keys the mask is for, S; `past` and `tokens` together if it does not say."""
         is_wide = isinstance(self.mask, BlockMask) or (self.mask is not None and self.mask.ndim == 4)
@@ -32,6 +42,7 @@ class Sight:
 
 def sights(
     config: RestackLlamaConfig,
+    schedule: Schedule,
     h: torch.Tensor,
     attention_mask: Any,
     cache: Cache | None,
@@ -40,7 +51,8 @@ def sights(
     """What the steps of a forward see, by the kind of reading.
 
     Args:
-        config: whose schedule and attention implementation hold.
+        config: whose attention implementation and window hold.
+        schedule: of the plan.
         h: hidden states (B, T, C), of which shape, dtype and device matter.
         attention_mask: (B, S), 1 where there is a token and 0 where there is padding; or what `masks` gave.
         cache: what is known of the past.
@@ -48,10 +60,10 @@ def sights(
     """
     found = attention_mask
     if not isinstance(found, dict):
-        found = masks(config, h, attention_mask, cache, position_ids)
+        found = masks(config, schedule, h, attention_mask, cache, position_ids)
     implementation = config._attn_implementation
     result = {}
-    for kind, reading in config.schedule.readings.items():
+    for kind, reading in schedule.readings.items():
         mask, blind = found[kind], None
         if reading.strictly_past and isinstance(mask, torch.Tensor) and mask.ndim == 4:
             mask, blind = _without_blind(mask)
@@ -68,6 +80,7 @@ def sights(
 
 def masks(
     config: RestackLlamaConfig,
+    schedule: Schedule,
     h: torch.Tensor,
     attention_mask: Any,
     cache: Cache | None,
@@ -80,7 +93,7 @@ def masks(
             some step does not see its own token.
     """
     result = {}
-    for kind, reading in config.schedule.readings.items():
+    for kind, reading in schedule.readings.items():
         create = create_sliding_window_causal_mask if reading.sliding else create_causal_mask
         is_cut = _is_cut(config, reading, h.shape[1], cache)
         options: dict[str, Any] = {}
