@@ -13,9 +13,9 @@ if TYPE_CHECKING:
         LlamaAttention,
         RestackLlamaForCausalLM,
         RestackLlamaModel,
-        RotaryEmbedding,
     )
     from restack.llama.registries import register_attention, register_rotary
+    from restack.llama.rotary import RotaryEmbedding
     from restack.llama.sinks import SinkCache
 
 _HOME = {
@@ -28,7 +28,7 @@ _HOME = {
     "RestackLlamaConfig": "config",
     "RestackLlamaForCausalLM": "model",
     "RestackLlamaModel": "model",
-    "RotaryEmbedding": "model",
+    "RotaryEmbedding": "rotary",
     "SinkCache": "sinks",
     "register_attention": "registries",
     "register_rotary": "registries",

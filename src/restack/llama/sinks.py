@@ -7,7 +7,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from restack.errors import UsageError
 from restack.llama.config import RestackLlamaConfig
-from restack.llama.registries import ROTARIES
+from restack.llama.rotary import rotary_of
 
 
 class SinkLayer(DynamicLayer):  # type: ignore[misc]
@@ -87,7 +87,7 @@ class SinkCache(Cache):  # type: ignore[misc]
             raise UsageError(f"{sinks} sinks and a window of {window}: write at least 1 and 2")
         self.sinks, self.window = sinks, window
         self.seen = 0
-        rotary = ROTARIES.require(config.rope_parameters["rope_type"])(config)
+        rotary = rotary_of(config)
         slots = len(config.schedule.slots)
         super().__init__(layers=[SinkLayer(sinks, window, rotary.inv_freq) for _ in range(slots)])
 
