@@ -10,7 +10,7 @@ from tests.llama.tiny import CYCLIC, model, tokens
 
 MAPS = {"repeated": "0:4,2:6", "lckv-w2": f"all;kv={CYCLIC['lckv-w2']}", "cla2": "all;kv=0_0_2_2_4_4"}
 SHARDED = """
-import sys, torch
+import sys, torch, torch.distributed
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.device_mesh import init_device_mesh
 from restack.llama import RestackLlamaForCausalLM
@@ -33,9 +33,11 @@ for _ in range(3):
     losses.append(loss.item())
 if rank == 0:
     torch.save(losses, f"{folder}/found.pt")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 TENSOR_PARALLEL = """
-import sys, torch
+import sys, torch, torch.distributed
 from restack.llama import RestackLlamaForCausalLM
 folder, plan = sys.argv[1:]
 rows = torch.load(f"{folder}/rows.pt")
@@ -48,6 +50,8 @@ with torch.no_grad():
     text = house.generate(rows, do_sample=False, max_new_tokens=6, pad_token_id=0)
 if torch.distributed.get_rank() == 0:
     torch.save([logits, text], f"{folder}/found.pt")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
