@@ -26,6 +26,8 @@ format: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/view_cost.py
+	$(BIN)/python benchmarks/kv_sharing.py
+	$(BIN)/python benchmarks/gqa_groups.py --plot docs/pictures/gqa_groups.png
 
 clean:
 	rm -rf $(VENV) build dist demo
