@@ -100,7 +100,7 @@ def test_the_picture_is_no_longer_than_it_must_be(capsys, llama, spec, bars):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--kv", "lckv-w2"], "visit 1 reads the keys and values of visit 30, which runs after it"),
+        (["--layers", "0,1{o_proj:0.5},1{nothing:2}"], "no tensor of a layer has nothing in its name"),
         (["--layers", "0,5{nothing:0.5}"], "no tensor of a layer has nothing in its name"),
     ],
 )

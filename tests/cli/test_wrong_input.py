@@ -64,10 +64,7 @@ from restack.cli import main
         (["generate", "demo", "--prompt", "hi", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["generate", "demo", "--prompt", "hi", "--dtype", "int3"], "dtype 'int3' is not known"),
         (["generate", "demo", "--prompt", "word " * 3000], "the model's context is 1024"),
-        (
-            ["generate", "demo@0:8;kv=7x8", "--prompt", "hi"],
-            "keys and values of visit 7, which runs after it",
-        ),
+        (["generate", "demo", "--prompt", "hi", "--prompt", ""], "a prompt is empty"),
     ],
 )
 def test_told_in_one_line(capsys, arguments, told):

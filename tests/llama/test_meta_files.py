@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from restack.errors import ModelError
 from restack.llama import meta_tokenizer
-from restack.llama.meta import half_split, interleaved, is_meta_folder, read_settings, read_weights
+from restack.llama.meta import half_split, interleaved, read_settings, read_weights
+from restack.llama.meta_layout import is_meta_folder
 from restack.llama.meta_tokenizer import read_tokenizer
 from tests.llama import meta_folders
 

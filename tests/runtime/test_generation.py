@@ -6,7 +6,7 @@ from transformers import LlamaConfig, MambaConfig, XLNetConfig
 
 from restack import recipes
 from restack.errors import UsageError
-from restack.runtime import ContextFull, Sampling, context_length, generate
+from restack.runtime import ContextFull, Sampling, context_length, generate, generate_all
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +158,32 @@ def test_what_may_begin_a_stop_string_is_held_back(demo, text, told):
         Speaker(tokenizer, text), tokenizer, torch.tensor([[1]]), Sampling(), pieces.append, stop=stop
     )
     assert answer == "".join(pieces) == told
+
+
+UNEVEN = ["What is the capital of France?", "Once there was", "Tell me a story about Ben and a kite."]
+
+
+@pytest.mark.parametrize(
+    ("settings", "stop"),
+    [({}, ()), ({"repetition_penalty": 1.3}, ()), ({}, ("a", "the ")), ({"max_tokens": 3}, ())],
+    ids=str,
+)
+def test_the_texts_of_a_batch_are_those_of_each_alone(demo, settings, stop):
+    model, tokenizer = recipes.open("demo", dtype="float32"), demo[1]
+    prompts = [tokenizer(text, return_tensors="pt")["input_ids"] for text in UNEVEN]
+    sampling = Sampling(**{"temperature": 0, "max_tokens": 25} | settings)
+    alone = [generate(model, tokenizer, prompt, sampling, stop=stop) for prompt in prompts]
+    assert generate_all(model, tokenizer, prompts, sampling, stop=stop) == alone
+    assert len(set(alone)) > 1
+
+
+def test_a_long_prompt_takes_no_room_from_a_short_one(demo):
+    model, tokenizer = recipes.open("demo", dtype="float32"), demo[1]
+    word = tokenizer("a")["input_ids"][-1]
+    prompts = [torch.full((1, 1020), word), tokenizer("Once there was", return_tensors="pt")["input_ids"]]
+    sampling, more = Sampling(temperature=0, max_tokens=12), {"suppress_tokens": [tokenizer.eos_token_id]}
+    alone = [generate(model, tokenizer, prompt, sampling, **more) for prompt in prompts]
+    assert generate_all(model, tokenizer, prompts, sampling, **more) == alone
+    assert len(tokenizer(alone[1])["input_ids"]) > 4
+    with pytest.raises(ContextFull):
+        generate_all(model, tokenizer, [prompts[1], prompts[0].repeat(1, 2)], sampling)

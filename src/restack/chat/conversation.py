@@ -1,12 +1,12 @@
 """A conversation: messages, and a model that answers the last one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 
 from restack.errors import UsageError
-from restack.runtime import Sampling, check_room, generate
+from restack.runtime import Sampling, check_room, generate, generate_all
 
 Message = dict[str, str]
 
@@ -93,6 +93,27 @@ class Conversation:
             self.messages = before
             raise
         return self._answered(said)
+
+    def ask_all(self, texts: Sequence[str]) -> list[str]:
+        """The answers to several messages, each as if it alone came next; the conversation stays as it is.
+
+        They are generated as one batch: `runtime.generate_all`.
+
+        Raises:
+            UsageError: as `ask` does.
+        """
+        before, prompts = self.messages, []
+        for text in texts:
+            if not text.strip():
+                raise UsageError("the message is empty; write something to answer")
+            try:
+                self.messages = [*before, {"role": "user", "content": text}]
+                prompts.append(self._prompt())
+            finally:
+                self.messages = before
+        stop = () if self.tokenizer.chat_template else PLAIN_STOPS
+        answers = generate_all(self.model, self.tokenizer, prompts, self.sampling, stop=stop)
+        return [self.ai_prefix + answer for answer in answers]
 
     def _answered(self, said: list[str]) -> str:
         answer = "".join(said)

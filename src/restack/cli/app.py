@@ -80,12 +80,13 @@ def show(
 @app.command(rich_help_panel=TALK)
 def generate(
     model: o.Model,
-    prompt: o.Prompt = None,
+    prompt: o.Prompts = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it stands, without a chat template.")
     ] = False,
     layers: o.Layers = None,
     ratio: o.Ratio = None,
+    kv: o.KvMap = None,
     system: o.System = None,
     ai_prefix: o.AiPrefix = "",
     temperature: o.Temperature = None,
@@ -99,7 +100,7 @@ def generate(
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
-    """Answer one prompt, or continue it (--raw)."""
+    """Answer prompts, or continue them (--raw)."""
     from restack.cli import generate, loading
     from restack.runtime import Sampling
 
@@ -107,6 +108,7 @@ def generate(
         model=model,
         layers=layers,
         ratio=ratio,
+        kv=kv,
         dtype=dtype,
         device=device,
         revision=revision,
@@ -128,6 +130,7 @@ def chat(
     model: o.Model,
     layers: o.Layers = None,
     ratio: o.Ratio = None,
+    kv: o.KvMap = None,
     system: o.System = None,
     ai_prefix: o.AiPrefix = "",
     temperature: o.Temperature = None,
@@ -149,6 +152,7 @@ def chat(
         model=model,
         layers=layers,
         ratio=ratio,
+        kv=kv,
         dtype=dtype,
         device=device,
         revision=revision,

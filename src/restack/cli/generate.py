@@ -1,36 +1,54 @@
-"""`restack generate`: one prompt, one answer."""
+"""`restack generate`: one prompt, one answer; several prompts, a batch."""
 
 import sys
+from typing import Any
 
 from restack.chat import Conversation
 from restack.cli.loading import Source
 from restack.cli.text_input import read_all
 from restack.errors import UsageError
-from restack.runtime import Sampling
+from restack.runtime import Sampling, generate_all
 from restack.runtime import generate as generate_text
 
 
 def run(
-    source: Source, prompt: str | None, raw: bool, system: str | None, ai_prefix: str, sampling: Sampling
+    source: Source,
+    prompts: list[str] | None,
+    raw: bool,
+    system: str | None,
+    ai_prefix: str,
+    sampling: Sampling,
 ) -> None:
-    """Stream the answer to standard output."""
+    """Stream the answer to standard output; of several prompts, print each with its answer."""
     if raw and (system or ai_prefix):
         raise UsageError("--raw continues the prompt as it stands; it takes no --system and no --ai-prefix")
-    if prompt is None:
+    if not prompts:
         if sys.stdin.isatty():
             raise UsageError("there is no prompt; write --prompt TEXT, or pipe it in")
-        prompt = read_all(sys.stdin)
-    if not prompt.strip():
-        raise UsageError("the prompt is empty; write something to answer")
+        prompts = [read_all(sys.stdin)]
+    if not all(prompt.strip() for prompt in prompts):
+        which = "the prompt" if len(prompts) == 1 else "a prompt"
+        raise UsageError(f"{which} is empty; write something to answer")
     _, model, tokenizer = source.load()
+    conversation = Conversation(model, tokenizer, system=system, ai_prefix=ai_prefix, sampling=sampling)
+    if len(prompts) > 1:
+        if raw:
+            rows = [_tokens(model, tokenizer, prompt) for prompt in prompts]
+            answers = generate_all(model, tokenizer, rows, sampling)
+        else:
+            answers = conversation.ask_all(prompts)
+        parts = (f"> {prompt}\n{answer}\n" for prompt, answer in zip(prompts, answers, strict=True))
+        write("\n".join(parts))
+        return
     if raw:
-        tokens = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
-        generate_text(model, tokenizer, tokens, sampling, write)
+        generate_text(model, tokenizer, _tokens(model, tokenizer, prompts[0]), sampling, write)
     else:
-        Conversation(model, tokenizer, system=system, ai_prefix=ai_prefix, sampling=sampling).ask(
-            prompt, write
-        )
+        conversation.ask(prompts[0], write)
     print(flush=True)
+
+
+def _tokens(model: Any, tokenizer: Any, prompt: str) -> Any:
+    return tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
 
 
 # Control characters, but for the end of a line and the tab: a model must not steer the terminal with them.

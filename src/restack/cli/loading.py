@@ -89,14 +89,18 @@ class Source:
 
     def load(self) -> tuple[Any, Any, Any]:
         """The base model, the view of it that is asked for (or the base itself), and the tokenizer."""
-        plan = views.runnable(self.plan)  # told before the weights are read
+        plan = self.plan
         tokenizer = recipes.open_tokenizer(self.reference, **self._hub)
-        base = recipes.open(self.reference, dtype=self.dtype, device=self.device, **self._hub)
+        base = self.load_base()
         return base, base if plan.is_identity else views.view(base, plan), tokenizer
+
+    def load_base(self) -> Any:
+        """The base model, as one of which a view can run the plan."""
+        return recipes.open(self.reference, dtype=self.dtype, device=self.device, plan=self.plan, **self._hub)
 
     def load_empty(self) -> Any:
         """The base model without weights."""
-        return recipes.open_empty(self.reference, dtype=self.dtype, **self._hub)
+        return recipes.open_empty(self.reference, dtype=self.dtype, plan=self.plan, **self._hub)
 
     @property
     def _hub(self) -> dict[str, Any]:

@@ -20,6 +20,12 @@ def _checked_text(option: typer.CallbackParam, text: str | None) -> str | None:
     return text
 
 
+def _checked_texts(option: typer.CallbackParam, texts: list[str] | None) -> list[str] | None:
+    for text in texts or ():
+        check_argument(text, option.opts[0])
+    return texts
+
+
 def _checked_model(model: str) -> str:
     recipes.check_location(recipes.parse_reference(model))
     return model
@@ -46,8 +52,8 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         callback=_checked_model,
-        help="A folder, a hub id, a mergekit config (.yaml) or [bold]demo[/], the built-in model (./demo is "
-        "a folder of that name); MODEL@SPEC is a view of it.",
+        help="A folder (Meta's own layout too), a hub id, a mergekit config (.yaml) or [bold]demo[/], the "
+        "built-in model (./demo is a folder of that name); MODEL@SPEC is a view of it.",
     ),
 ]
 Layers = Annotated[
@@ -119,14 +125,14 @@ AiPrefix = Annotated[
         rich_help_panel="Conversation",
     ),
 ]
-Prompt = Annotated[
-    str | None,
+Prompts = Annotated[
+    list[str] | None,
     typer.Option(
         "--prompt",
         "-p",
         metavar="TEXT",
-        callback=_checked_text,
-        help="The prompt; standard input without it.",
+        callback=_checked_texts,
+        help="The prompt; standard input without it. Several, each with its own --prompt, are a batch.",
     ),
 ]
 NewFolder = Annotated[
@@ -141,7 +147,7 @@ Weights = Annotated[
         metavar="WHICH",
         callback=_checked_weights,
         help="none: a recipe, which names its base; shared: each visited layer once, and the plan; "
-        "full: a self-merged checkpoint that loads without Restack.",
+        "full: a self-merged checkpoint that loads without Restack (but for models of restack-llama).",
     ),
 ]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", callback=_checked_out, help="Where the picture goes.")]
@@ -172,7 +178,12 @@ Seed = Annotated[int | None, typer.Option(help="Of the random numbers.", rich_he
 MaxTokens = Annotated[
     int,
     typer.Option(
-        "--max-tokens", "--max_new_tokens", "--max_length", help="Of an answer.", rich_help_panel="Sampling"
+        "--max-tokens",
+        "--max-new-tokens",
+        "--max_new_tokens",
+        "--max_length",
+        help="Of an answer.",
+        rich_help_panel="Sampling",
     ),
 ]
 

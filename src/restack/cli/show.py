@@ -15,7 +15,7 @@ from restack.plans import Plan, write_kv_map
 from restack.plans.bars import bars
 from restack.runtime import context_length
 from restack.views import verify, view
-from restack.views.cost import cost
+from restack.views.cost import cost, running
 
 
 def facts(source: Source) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def facts(source: Source) -> dict[str, Any]:
     plan = source.plan
     model = source.load_empty()
     config = model.config.get_text_config(decoder=True)
+    own = getattr(config, "whole_plan", None)  # of a model that runs plans by itself
     costs = cost(model, plan)
     heads = getattr(config, "num_attention_heads", None)
     return {
@@ -30,6 +31,7 @@ def facts(source: Source) -> dict[str, Any]:
         "recipe": recipe(source, model),
         "architecture": type(model).__name__,
         "layers": config.num_hidden_layers,
+        "own_plan": None if own is None or own.is_identity else own.to_json(),
         "heads": heads,
         "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
         "hidden_size": config.hidden_size,
@@ -41,8 +43,9 @@ def facts(source: Source) -> dict[str, Any]:
         "plan": {
             "text": str(plan),
             "visits": list(plan.order),
+            "of": plan.depths[0],
             "refused": refusal(model, plan),
-            "kv_map": write_kv_map(plan, abbreviate=False),
+            "kv_map": write_kv_map(running(model, plan), abbreviate=False),
             "unique_parameters": costs.unique_parameters,
             "effective_parameters": costs.effective_parameters,
             "weight_bytes": costs.base_bytes,
@@ -80,13 +83,7 @@ def refusal(model: Any, plan: Plan) -> str | None:
 
 def verified(source: Source) -> dict[str, Any]:
     """What `restack.verify` finds of the model that is asked for, which is loaded, or what it refuses."""
-    base = recipes.open(
-        source.reference,
-        dtype=source.dtype,
-        device=source.device,
-        revision=source.revision,
-        trust_remote_code=source.trust_remote_code,
-    )
+    base = source.load_base()
     try:
         found = verify(base if source.plan.is_identity else view(base, source.plan))
     except ViewError as error:
@@ -111,11 +108,13 @@ def tell(facts: dict[str, Any]) -> None:
         missing = "no limit in its config" if name == "context" else "unknown"
         about.add_row("  " + name.replace("kv_", "KV ").replace("_", " "), str(facts[name] or missing))
     about.add_row("  parameters", in_parameters(facts["parameters"]))
+    if facts["own_plan"]:
+        about.add_row("  its own plan", facts["own_plan"]["plan"])
     console.print(about)
 
     plan = facts["plan"]
     console.print(Text("\nplan", style="bold"), Text(f"  {plan['text']}"))
-    drawn = Plan.of(plan["visits"], facts["layers"])
+    drawn = Plan.of(plan["visits"], plan["of"])
     console.print(Text("\n".join(bars(drawn, console.width - 4))))
     costs = Table(box=None, padding=(0, 2))
     costs.add_column("")
@@ -133,9 +132,7 @@ def tell(facts: dict[str, Any]) -> None:
     if plan["refused"]:
         console.print(Text(f"  No view can run this plan: {plan['refused']}."), soft_wrap=True)
     elif plan["weight_bytes"] and plan["unique_parameters"] < facts["parameters"]:
-        console.print(
-            "  A view keeps the whole base in memory; materialising drops the layers that no visit runs."
-        )
+        console.print("  A view keeps the whole base in memory; materialising drops what no visit runs.")
     found = facts.get("verified", {"holds": False})
     if found["holds"]:
         console.print(Text("\nverified", style="bold"), Text(f"  on {found['tokens']} random tokens"))

@@ -126,7 +126,8 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
         """
         # transformers is in the middle of its own import when it first asks for this module
         from restack.llama.families import settings
-        from restack.llama.meta import is_meta_folder, read_settings
+        from restack.llama.meta import read_settings
+        from restack.llama.meta_layout import is_meta_folder
 
         if is_meta_folder(Path(name)):
             found = read_settings(Path(name))

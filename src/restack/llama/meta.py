@@ -19,7 +19,6 @@ import torch
 
 from restack.errors import ModelError
 from restack.llama.meta_layout import PARAMS, shard_files
-from restack.llama.meta_layout import is_meta_folder as is_meta_folder  # for whoever reads with this module
 from restack.llama.meta_tokenizer import token_ids, vocabulary_size
 
 KEYS = {"dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "ffn_dim_multiplier", "norm_eps"}

@@ -11,6 +11,7 @@ STORED = {
     "none": "No weights are stored here: they are those of the base, which is fetched when this is loaded.",
     "shared": "The weights are in `base`, each layer once: that folder is a model of its own.",
     "full": "The weights of every visit are stored, so that it loads like any model, without Restack.",
+    "house": "The weights of every visit are stored; it is a restack-llama, and loads once that is imported.",
 }
 LOADING = """\
 ```python
@@ -32,7 +33,7 @@ def card(plan: Plan, base: str | None, is_on_hub: bool, weights: str) -> str:
         plan: what the view runs.
         base: its name; None if it has none. Not told where there are several.
         is_on_hub: whether that is a hub id.
-        weights: "none", "shared" or "full".
+        weights: "none", "shared" or "full"; or "house", which is full and of a restack-llama.
     """
     several = len(plan.depths) > 1
     title = base.rpartition("/")[2] if base and not several else "A model"

@@ -8,7 +8,7 @@ with hundreds of tensors it reads kilobytes, however large the model is.
 import hashlib
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -105,12 +105,11 @@ def fingerprint(location: Location) -> Fingerprint:
         ModelError: it has no config.json, or a file with weights is cut short or damaged.
     """
     config = fingerprint_of_config(location)
-    stored: dict[str, Stored] | dict[str, InShard] = (
-        _in_shards(location) if location.is_metas else stored_tensors(location)
-    )
+    stored: Mapping[str, Stored | InShard]
+    stored = _in_shards(location) if location.is_metas else stored_tensors(location)
     if not stored:
         return config
-    lines = (f"{name} {tensor.dtype} {tensor.shape}" for name, tensor in sorted(stored.items()))
+    lines = (f"{name} {stored[name].dtype} {stored[name].shape}" for name in sorted(stored))
     samples = (stored[name].sample(SAMPLE)[1] for name in spread(sorted(stored), MOST_SAMPLES))
     return Fingerprint(config.config, _digest(line.encode() for line in lines), _digest(samples))
 

@@ -48,13 +48,40 @@ class Found:
             return replace(self, plan=plans.plan(spec, self.config))
         return replace(self, plan=self.plan.then(plans.plan(spec, len(self.plan))))
 
+    def ready(self, more: Plan | None = None) -> "Found":
+        """The same, as a model that can run the plan, and `more` on top of it.
+
+        Views of any model share keys and values with owners below their readers. For owners above them, a
+        model of Llama's family is opened as restack-llama, which is the same model.
+
+        Raises:
+            PlanError: `more` cannot follow the recipe's plan.
+            ViewError: no view of it can run the plan.
+        """
+        from restack.views import runnable
+
+        plan = self.plan.then(more) if self.plan is not None and more is not None else self.plan or more
+        if plan is None or isinstance(getattr(self.config, "whole_plan", None), Plan):
+            return self  # the model as it is; or one that runs any plan, or refuses it, by itself
+        if any(owner > number for number, owner in enumerate(plan.owners)):
+            from restack.llama.config import RestackLlamaConfig
+            from restack.llama.families import FAMILIES, settings
+
+            if self.config.model_type in FAMILIES:
+                with told_in_one_line(self.called, self.location.is_local):
+                    config = RestackLlamaConfig(**settings(self.config.to_dict()))
+                return replace(self, config=config)
+        runnable(plan)
+        return self
+
     def refuse_other_weights(self) -> None:
         """Refuse weights that are not those of the model that the recipe was saved for.
 
         Raises:
             ModelError: so they are, or a file of them is cut short.
         """
-        if self.recipe is not None and self.fingerprint is not None and self.location.file(CONFIG):
+        is_here = self.location.is_metas or self.location.file(CONFIG)
+        if self.recipe is not None and self.fingerprint is not None and is_here:
             actual = fingerprint(self.location)
             _refuse_another(self.recipe, self.model.model, self.fingerprint, self.location, actual)
 
@@ -102,9 +129,14 @@ def find(
     of = None if above is None else above[0]
     called = _called(name, of)
     with told_in_one_line(called, location.is_local):
-        config = AutoConfig.from_pretrained(
-            location.name, trust_remote_code=trust_remote_code, **{**hub, **location.options}
-        )
+        if location.is_metas:
+            from restack.llama.config import RestackLlamaConfig
+
+            config = RestackLlamaConfig.from_pretrained(str(location.folder))
+        else:
+            config = AutoConfig.from_pretrained(
+                location.name, trust_remote_code=trust_remote_code, **{**hub, **location.options}
+            )
     refuse_other_kinds(config, called)
     expected = None if above is None else above[1].base.fingerprint
     return Found(Reference(name), location, config, plan, of, expected)
@@ -160,9 +192,13 @@ def config_of_view(found: Found) -> Any:
     """The config of a view of the model by its plan; the model's own without a plan."""
     from restack.views.configuration import reordered
 
+    found = found.ready()
     if found.plan is None:
         return found.config
     config = copy.deepcopy(found.config)
+    if isinstance(getattr(config, "whole_plan", None), Plan):  # its layers are stored once
+        config.plan = str(config.whole_plan.then(found.plan))
+        return config
     decoder = config.get_text_config(decoder=True)
     reordered(decoder, found.plan.order).apply(decoder)
     return config

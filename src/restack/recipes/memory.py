@@ -33,19 +33,26 @@ def check_memory(
     stored_dtype = getattr(config, "dtype", None) or torch.float32
     converts = dtype not in ("auto", stored_dtype) and getattr(config, "quantization_config", None) is None
     needed = stored * dtype.itemsize // stored_dtype.itemsize if converts else stored
-    free = {str(device): free_memory()}
+    joined = stored if folder and _is_joined(folder) else 0
+    free = {str(device): (needed + joined * converts, free_memory())}
     remedy = "try a smaller --dtype, or another --device"
     if device.type == "cuda":
-        free = {str(device): torch.cuda.mem_get_info(device)[0]}
+        free = {str(device): (needed, torch.cuda.mem_get_info(device)[0])}
+        if converts or joined:
+            free["cpu"] = (needed * converts + joined, free_memory())
         if converts:
-            free["cpu"] = free_memory()
             remedy = "try --dtype auto, which converts nothing, or a smaller one"
-    for place, available in free.items():
-        if available is not None and needed > available:
+    for place, (wanted, available) in free.items():
+        if available is not None and wanted > available:
             raise ModelError(
-                f"{reference.model} needs {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free on "
+                f"{reference.model} needs {wanted / 1e9:.1f} GB and {available / 1e9:.1f} GB are free on "
                 f"{place}; {remedy}"
             )
+
+
+def _is_joined(folder: Path) -> bool:
+    """Whether Meta's shards are read and joined, in the machine's own memory, before anything else."""
+    return not (folder / CONFIG).is_file() and len(shard_files(folder)) > 1
 
 
 def _cached(hub_id: str, revision: str | None) -> Path | None:
@@ -66,7 +73,7 @@ def stored_bytes(folder: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError):  # no index, or none that can be used: count the files
         pass
     files = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
-    if not (folder / CONFIG).is_file():  # then Meta's own files are what is read
+    if not files and not (folder / CONFIG).is_file():  # Meta's own files are what is read
         files = [*shard_files(folder).values()]
     return sum(file.stat().st_size for file in files)
 

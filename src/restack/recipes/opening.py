@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from restack.errors import ModelError
+from restack.errors import ModelError, ViewError
+from restack.plans import Plan
 from restack.recipes.fingerprint import stored_tensors
 from restack.recipes.following import MOST_RECIPES, Found, base_of, config_of_view, find, read_recipe
 from restack.recipes.location import Location
@@ -27,8 +29,12 @@ def open(
     revision: str | None = None,
     trust_remote_code: bool = False,
     base: str | None = None,
+    plan: Plan | None = None,
 ) -> Any:
     """Load the model that a reference names; a view of it if the reference has a spec or names a recipe.
+
+    A folder in Meta's own layout is opened as restack-llama; so is a model of Llama's family (llama, mistral,
+    qwen2, qwen3) whose plan has visits that read the keys and values of a visit above them.
 
     Args:
         reference: a hub id, a folder, a recipe (the folder or hub id of one), a mergekit config (.yaml) with
@@ -40,6 +46,7 @@ def open(
         revision: of a model or recipe on the hub.
         trust_remote_code: run code that comes with the model.
         base: where a recipe's base is, if not where the recipe says.
+        plan: one that views of the model are going to run; it must be one that can.
 
     Raises:
         ModelError: there is no such model, it is no decoder-only language model that transformers knows, its
@@ -52,6 +59,8 @@ def open(
 
     reference = _parsed(reference)
     if reference.is_merge:
+        if plan is not None:
+            runnable(plan)
         merge = _merge(reference, revision or base)
         own = merge.dtype_for(dtype)
         open_empty(reference, dtype=own, trust_remote_code=trust_remote_code)  # or refused, in seconds
@@ -60,8 +69,7 @@ def open(
     found = find_reference(reference, revision, trust_remote_code, base)
     if reference.spec is not None:
         found = found.then(reference.spec)
-    if found.plan is not None:
-        runnable(found.plan)  # what views cannot do is told before the weights are read
+    found = found.ready(plan)  # what views cannot do is told before the weights are read
     check_memory(found.model, found.config, torch_dtype, torch_device, found.location.revision)
     model, _ = _load(found, dtype=torch_dtype, trust_remote_code=trust_remote_code)
     with told_in_one_line(found.called, found.location.is_local):
@@ -89,15 +97,21 @@ def open_empty(
     dtype: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    plan: Plan | None = None,
 ) -> Any:
-    """The model that a reference names, without weights (on the meta device): only its config is read."""
+    """The model that a reference names, without weights (on the meta device): only its config is read.
+
+    Where views of it cannot run `plan`, it is the model all the same.
+    """
     reference = _parsed(reference)
     if reference.is_merge:
         merge = _merge(reference, revision)
         own = merge.dtype_for(dtype)
         return merge.view(lambda model: open_empty(model, dtype=own, trust_remote_code=trust_remote_code))
     torch_dtype = _dtype(dtype)
-    found = find_reference(reference, revision, trust_remote_code)
+    found = find_reference(reference, revision, trust_remote_code).ready()
+    with suppress(ViewError):
+        found = found.ready(plan)
     return build_empty(found, torch_dtype, trust_remote_code=trust_remote_code)
 
 
@@ -146,18 +160,17 @@ def load_view(
         hub: how to reach the hub: cache_dir, token...
         output_loading_info: return the view, and what was unexpected in the base's weights.
     """
-    from restack.views import runnable, view
+    from restack.views import view
 
-    found = find(location, trust_remote_code=bool(kwargs.get("trust_remote_code")), hub=hub)
-    plan = runnable(found.plan) if found.plan else None
+    found = find(location, trust_remote_code=bool(kwargs.get("trust_remote_code")), hub=hub).ready()
     model, info = _load(found, *args, **{**hub, **kwargs})
-    result = model if plan is None else view(model, plan)
+    result = model if found.plan is None else view(model, found.plan)
     return (result, info) if output_loading_info else result
 
 
 def build_view(location: Location, settings: Mapping[str, Any], **kwargs: Any) -> Any:
     """The view that a recipe describes over a base with random weights, and these settings in its config."""
-    found = find(location)
+    found = find(location).ready()
     for name, value in settings.items():
         setattr(found.config, name, value)
     return _built(found, **kwargs)
@@ -191,6 +204,10 @@ def load_tokenizer(
             break
         location = base_of(recipe, location, name)
     with told_in_one_line(name, location.is_local, "tokenizer"):
+        if location.is_metas:
+            from restack.llama.meta_tokenizer import read_tokenizer
+
+            return read_tokenizer(location.folder)
         options = {**(hub or {}), **location.options, **kwargs}
         return AutoTokenizer.from_pretrained(
             location.name, *args, trust_remote_code=trust_remote_code, **options
@@ -215,13 +232,17 @@ def _load(found: Found, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     """The model with its weights, and what was found of them, once they are known to be all there."""
     from transformers import AutoModelForCausalLM
 
+    from restack.llama.config import RestackLlamaConfig
+    from restack.llama.model import RestackLlamaForCausalLM
+
+    opens: Any = RestackLlamaForCausalLM if type(found.config) is RestackLlamaConfig else AutoModelForCausalLM
     name, is_local = found.called, found.location.is_local
     if is_local:
         with told_in_one_line(name, is_local):
             stored_tensors(found.location)  # none is cut short
         found.refuse_other_weights()
     with told_in_one_line(name, is_local):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = opens.from_pretrained(
             found.location.name, *args, output_loading_info=True, **{**kwargs, **found.location.options}
         )
     if not is_local:  # they have been fetched now
@@ -271,7 +292,6 @@ def _device(name: str) -> "torch.device":
 
 def _refuse_more_layers(name: str, model: Any, unexpected: Iterable[str]) -> None:
     """Refuse weights with layers past those of the config: transformers drops them without an error."""
-    from restack.errors import ViewError
     from restack.views.anatomy import anatomy
 
     try:

@@ -33,7 +33,8 @@ def save(model: Any, folder: str | Path, *, weights: str = "none") -> Path:
         folder: made anew; one that is there must be empty. After an error there is nothing of it.
         weights: "none" stores a recipe: the plan, the name and a fingerprint of the base, and a model card,
             under 10 kB. "shared" stores each layer that is visited once, beside the plan. "full" stores a
-            checkpoint with the weights of every visit, which loads without Restack.
+            checkpoint with the weights of every visit, which loads without Restack, unless the model is a
+            restack-llama itself.
 
     Returns:
         The folder.
@@ -44,6 +45,8 @@ def save(model: Any, folder: str | Path, *, weights: str = "none") -> Path:
         ViewError: no checkpoint can say what the view is.
         UsageError: the folder cannot be made, or is not empty.
     """
+    from restack.views.planned import runs_plans
+
     if weights not in WEIGHTS:
         raise UsageError(f"weights is {weights!r}; write one of {', '.join(WEIGHTS)}")
     plan = _plan(model)
@@ -58,7 +61,8 @@ def save(model: Any, folder: str | Path, *, weights: str = "none") -> Path:
             _write_recipe(place, plan, _kept(model, plan, location))
         if weights != "none" and location is not None:
             _save_tokenizer(location, place / BASE if weights == "shared" else place)
-        _write_about(place, plan, location, weights, model.dtype)
+        stored = "house" if weights == "full" and runs_plans(model) else weights
+        _write_about(place, plan, location, stored, model.dtype)
     return Path(folder)
 
 
@@ -89,7 +93,7 @@ def save_recipe(
     from restack.recipes.opening import build_empty, find_reference
     from restack.views import view
 
-    found = find_reference(reference, revision, trust_remote_code)
+    found = find_reference(reference, revision, trust_remote_code).ready(plan)
     whole = plan if found.plan is None else found.plan.then(plan)
     view(build_empty(replace(found, plan=None), trust_remote_code=trust_remote_code), whole)
     location = _absolute(found.location)

@@ -131,6 +131,55 @@ def generate(
     return text[: _end(text, stop)]
 
 
+def generate_all(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[torch.Tensor],
+    sampling: Sampling,
+    /,
+    *,
+    stop: Sequence[str] = (),
+    **options: Any,
+) -> list[str]:
+    """The texts that the model writes after several prompts, which may differ in length, in one batch.
+
+    Without sampling (temperature 0), each is what `generate` gives for its prompt alone, but for rounding.
+    Arguments and errors are those of `generate`; each prompt has the shape (1, tokens).
+    """
+    lengths = [prompt.shape[1] for prompt in prompts]
+    rooms = [check_room(model, prompt) for prompt in prompts]
+    if len(prompts) == 1 or any(room is not None and room < sampling.max_tokens for room in rooms):
+        # In one batch, all answers would end where the longest prompt's fills the context.
+        return [generate(model, tokenizer, each, sampling, stop=stop, **options) for each in prompts]
+    if stop:
+        options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
+    width = max(lengths)
+    # Padding comes first and is not seen; it is a token that the row has, or penalties would be others.
+    rows = [torch.cat([row[:, :1].expand(1, width - row.shape[1]), row], dim=1) for row in prompts]
+    mask = torch.tensor([[0] * (width - length) + [1] * length for length in lengths])
+    tokens = torch.cat(rows)
+    output = model.generate(
+        tokens,
+        attention_mask=mask.to(tokens.device),
+        max_new_tokens=sampling.max_tokens,
+        **sampling.settings(),
+        **options,
+    )
+    ends = _ends(model)
+    texts = []
+    for row in output[:, width:].tolist():
+        length = next((number for number, token in enumerate(row, start=1) if token in ends), len(row))
+        text = str(tokenizer.decode(row[:length], skip_special_tokens=True))
+        texts.append(text[: _end(text, stop)])
+    return texts
+
+
+def _ends(model: Any) -> set[int]:
+    """The tokens that end a text; rows of a batch that have ended are filled up behind them."""
+    ends = model.generation_config.eos_token_id
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+
+
 def _end(text: str, stop: Sequence[str]) -> int:
     """Where the first of the stop strings begins, or the text ends."""
     return min((at for string in stop if (at := text.find(string)) >= 0), default=len(text))

@@ -11,6 +11,9 @@ from restack.plans import Plan
 from restack.views.anatomy import Anatomy, anatomy
 from restack.views.arranging import plan_after
 from restack.views.configuration import attends
+from restack.views.planned import runs_plans
+
+KEYS_VALUES = ("k_proj", "v_proj", "k_norm")  # that models which run plans have for owners alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,35 +40,66 @@ def cost(model: nn.Module, plan: Plan) -> Cost:
     dtype. What does not grow with the sequence (convolution and state-space layers) is not counted; sliding
     layers are counted as if their window were not full yet. A model that was built from the config of a
     quantised one has weights that are not, and sizes to match: `quantised` then names the method.
+
+    The layers of a plan for a model that runs plans by itself (restack-llama) are the visits of its own plan.
+    Of a visit there whose keys and values nobody reads, the weights that would make them are not run.
     """
     parts = anatomy(model)
+    whole, is_lean = running(model, plan), runs_plans(model)
+    visited = list(zip(whole.order if is_lean else plan.order, _keepers(whole, is_lean), strict=True))
     layers = [list(layer.parameters()) for layer in parts.layers]
     own = {id(tensor) for layer in layers for tensor in layer}  # the layers of a view share theirs
     outside = [tensor for tensor in model.parameters() if id(tensor) not in own]
-    unique = {id(tensor): tensor for layer in set(plan.order) for tensor in layers[layer]}
-    visited = _Size.of([*outside, *unique.values()])
-    sizes = [_Size.of(layer) for layer in layers]
-    effective = sum((sizes[layer] for layer in plan.order), _Size.of(outside))
-    whole = _Size.of(model.parameters())
+    run = {
+        (layer, keeps): layers[layer] if keeps or not is_lean else _without_keys_values(parts.layers[layer])
+        for layer, keeps in visited
+    }
+    unique = {id(tensor): tensor for visit in visited for tensor in run[visit]}
+    sizes = {visit: _Size.of(tensors) for visit, tensors in run.items()}
+    once = _Size.of([*outside, *unique.values()])
+    effective = sum((sizes[visit] for visit in visited), _Size.of(outside))
+    base = _Size.of(model.parameters())
     itemsize = next(model.parameters()).element_size()
     kv = [width * itemsize for width in _kv_widths(parts)]
     return Cost(
-        base_parameters=whole.parameters,
-        unique_parameters=visited.parameters,
+        base_parameters=base.parameters,
+        unique_parameters=once.parameters,
         effective_parameters=effective.parameters,
-        base_bytes=whole.bytes,
-        unique_bytes=visited.bytes,
+        base_bytes=base.bytes,
+        unique_bytes=once.bytes,
         effective_bytes=effective.bytes,
-        kv_bytes_per_token=sum(kv[plan.order[owner]] for owner in set(plan_after(model, plan).owners)),
-        materialised_kv_bytes_per_token=sum(kv[layer] for layer in plan.order),
+        kv_bytes_per_token=sum(kv[layer] for layer, keeps in visited if keeps),
+        materialised_kv_bytes_per_token=sum(kv[layer] for layer, _ in visited),
         quantised=_quantised(model),
     )
+
+
+def running(model: Any, plan: Plan) -> Plan:
+    """The whole plan that a model runs when it is made to run `plan`: it may be a view, or have its own."""
+    return model.config.whole_plan.then(plan) if runs_plans(model) else plan_after(model, plan)
 
 
 def own_bytes(model: nn.Module, base: nn.Module) -> int:
     """Bytes of the tensors of `model` that are not storage of `base`: what it adds to memory beside it."""
     shared = _storages(base)
     return sum(size for place, size in _storages(model).items() if place not in shared)
+
+
+def _keepers(whole: Plan, is_lean: bool) -> list[bool]:
+    """Whether each visit keeps keys and values of its own.
+
+    Args:
+        whole: the plan.
+        is_lean: what a visit that is damped to nothing would read is not made.
+    """
+    pairs = zip(whole.owners, whole.visits, strict=True)
+    read = {owner for owner, visit in pairs if visit.damp != 0 or not is_lean}
+    return [number in read for number in range(len(whole))]
+
+
+def _without_keys_values(layer: nn.Module) -> list[torch.Tensor]:
+    named = layer.named_parameters()
+    return [tensor for name, tensor in named if not set(KEYS_VALUES).intersection(name.split("."))]
 
 
 def _quantised(model: Any) -> str | None:
@@ -100,6 +134,8 @@ def _kv_widths(parts: Anatomy) -> list[int]:
     """How many numbers each layer adds to the KV cache with each token."""
     config, count = parts.config, len(parts.layers)
     kinds = getattr(config, "layer_types", None) or [None] * count
+    if isinstance(getattr(config, "whole_plan", None), Plan):  # whose kinds are those of cache slots
+        kinds = [None] * count
     reused = getattr(config, "num_kv_shared_layers", None) or 0  # the last layers read those of others
     return [
         0 if number >= count - reused or (kind and not attends([kind])) else _kv_width(layer, config)
