@@ -1,5 +1,13 @@
-"""What tests of the house model need: as many threads as each process has cores."""
+"""What tests of the house model need: no more threads than there are cores for."""
 
+import pytest
 import torch
 
-torch.set_num_threads(1)  # two processes with two threads each wait for one another on two cores
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two processes with two threads each, on two cores, wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -152,6 +152,34 @@ class TestLCKV:
         assert type(ours.config) is RestackLlamaConfig
         assert torch.equal(ours(tokens(5)).logits, house(tokens(5)).logits)
 
+    @pytest.mark.parametrize("plan", ["0:3,3@0.5,4:", "0:2,2@0,3:", "0:5"])
+    def test_damped_visits_survive_saving(self, lckv, tmp_path, plan):
+        house = transformers.AutoModelForCausalLM.from_pretrained(lckv, dtype=torch.float32)
+        view = restack.view(house, plan)
+        view.save_pretrained(tmp_path / "view")
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "view")
+        assert torch.equal(again(tokens(7)).logits, view(tokens(7)).logits)
+
+    def test_settings_beside_a_name(self, lckv):
+        opened = transformers.AutoModelForCausalLM.from_pretrained(lckv, kv_map="0_0_0_3_4")
+        assert opened.config.kv_map == "0_0_0_3_4"
+        opened = transformers.AutoModelForCausalLM.from_pretrained(lckv, layer_types="0_0_0_0_4")
+        assert opened.config.kv_map == "0_0_0_0_4"
+        with pytest.raises(ModelError, match="num_key_value_heads is 2, and attention 'mqa' has 1"):
+            transformers.AutoModelForCausalLM.from_pretrained(lckv, attention="MQA")
+        with pytest.raises(ModelError, match="kv_map is given beside a config"):
+            RestackLlamaForCausalLM.from_pretrained(lckv, config=opened.config, kv_map="cla2")
+
+    @pytest.mark.parametrize("orders", [("plan", "kv_map"), ("kv_map", "plan")])
+    def test_a_plan_and_a_kv_map_in_either_order(self, tmp_path, orders):
+        config = RestackLlamaConfig(
+            vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4
+        )
+        RestackLlamaForCausalLM(config).save_pretrained(tmp_path)
+        given = {"plan": "0:4,0:2", "kv_map": "cla2"}
+        opened = RestackLlamaForCausalLM.from_pretrained(tmp_path, **{name: given[name] for name in orders})
+        assert opened.config.whole_plan == restack.plan("0:4,0:2;kv=0_0_2_2_4_4", 4)
+
     def test_keys_and_values_of_readers_and_old_frequencies_may_be_there(self, lckv):
         """As in a checkpoint of TinyLlama to which the config was added (paper, appendix C.1)."""
         weights = lckv_weights()
@@ -213,6 +241,14 @@ class TestLCKV:
     def test_a_truncated_file_is_refused(self, lckv):
         file = lckv / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-1000])
+        with pytest.raises(ModelError, match=r"the weights of .* cannot be read"):
+            transformers.AutoModelForCausalLM.from_pretrained(lckv)
+
+    def test_a_truncated_pickle_is_refused(self, lckv):
+        (lckv / "model.safetensors").unlink()
+        file = lckv / "pytorch_model.bin"
+        torch.save(lckv_weights(), file)
+        file.write_bytes(file.read_bytes()[:-2000])
         with pytest.raises(ModelError, match=r"the weights of .* cannot be read"):
             transformers.AutoModelForCausalLM.from_pretrained(lckv)
 

@@ -129,6 +129,15 @@ def test_a_kv_map_on_top_of_a_family(tmp_path):
     assert again.config.kv_map == "0_5_5_5_5_5_6"
 
 
+def test_a_named_map_leaves_windows_as_they_are(tmp_path):
+    theirs("mistral", tmp_path)
+    assert (
+        RestackLlamaForCausalLM.from_pretrained(tmp_path, kv_map="cla2").config.kv_map == "0s_0s_2s_2s_4s_4s"
+    )
+    literal = RestackLlamaForCausalLM.from_pretrained(tmp_path, kv_map="0_0_2_2_4_4")
+    assert literal.config.kv_map == "0_0_2_2_4_4"
+
+
 def test_other_families_are_refused(tmp_path):
     config = transformers.GPT2Config(n_layer=2, n_embd=32, n_head=4, vocab_size=50)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)

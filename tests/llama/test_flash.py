@@ -88,3 +88,26 @@ def test_a_static_cache_and_a_hidden_diagonal_are_refused():
         ViewError, match="flash attention cannot leave out a token's own key in a static cache"
     ):
         house(tokens(5), past_key_values=StaticCache(house.config, max_cache_len=9))
+
+
+def test_packed_rows_and_a_hidden_diagonal_are_refused():
+    house = model(CYCLIC["lckv-w2"])
+    house.config._attn_implementation = NAME
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    with pytest.raises(ViewError, match="where sequences are packed in one row"):
+        house(tokens(5), position_ids=positions, use_cache=False)
+
+
+def test_packed_rows_are_told_by_positions():
+    given = {}
+
+    def noted(module, query, key, value, attention_mask, scaling, **kwargs):
+        given.update(kwargs)
+        return flash(module, query, key, value, attention_mask, scaling)
+
+    AttentionInterface.register(NAME, noted)
+    house = model()
+    house.config._attn_implementation = NAME
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    house(tokens(5), position_ids=positions, use_cache=False)
+    assert torch.equal(given["position_ids"], positions)

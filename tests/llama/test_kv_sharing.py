@@ -1,5 +1,7 @@
 """Shared keys and values against the reference: one token after another, in float64, by code of its own."""
 
+import weakref
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
@@ -285,3 +287,33 @@ def test_the_sizes_of_tinyllama(kv_map, parameters, kv_bytes):
         house(torch.zeros(1, 9, dtype=torch.long), past_key_values=cache)
     assert sum(parameter.numel() for parameter in house.parameters()) == parameters
     assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) == 9 * kv_bytes
+
+
+@pytest.mark.parametrize("name", ["identity", "cla2", "lckv-w2"])
+def test_keys_and_values_are_let_go_when_nobody_reads_them(name):
+    """Llama has those of one layer at a time; here none but what later steps read."""
+    house, alive, most = model(MAPS[name]), [], []
+    for layer in house.model.layers:
+        original = layer.self_attn.keys_values
+
+        def noted(x, rope, original=original):
+            made = original(x, rope)
+            alive.append(weakref.ref(made[1]))
+            most.append(sum(value() is not None for value in alive))
+            return made
+
+        layer.self_attn.keys_values = noted
+    house.config.forward_passes = 0
+    house.config.backward_passes = 2
+    with torch.no_grad():
+        house(tokens(LENGTH), use_cache=False)
+    assert max(most) <= {"identity": 2, "cla2": 2, "lckv-w2": 3}[name]
+
+
+def test_float64_behind_padding_is_a_number():
+    house = model(dtype=torch.float64)
+    mask = torch.ones(2, LENGTH, dtype=torch.long)
+    mask[1, :4] = 0
+    with torch.no_grad():
+        padded = house(tokens(LENGTH, batch=2), attention_mask=mask).logits[1, 4:]
+        assert torch.allclose(padded, house(tokens(LENGTH, batch=2)[1:, 4:]).logits[0], atol=1e-6)

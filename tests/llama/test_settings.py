@@ -66,7 +66,7 @@ def any_plan(draw) -> dict:
     spec = ",".join(f"{layer}{damp}" for layer, damp in zip(visits, damps, strict=False))
     return {
         "plan": spec + ";kv=" + "_".join(f"{owner}{'s' * slides}" for owner, slides in owners),
-        "sliding_window": draw(st.integers(1, 300)),
+        "sliding_window": draw(st.integers(2, 300)),
         "forward_passes": draw(st.integers(0, 50)),
         "backward_passes": draw(st.integers(1, 5)),
         "force_nodiag": draw(st.booleans()),
@@ -126,7 +126,7 @@ WRONG = [
     *[({"forward_passes": value}, "forward_passes is .* from 0") for value in (-1, 1.5, "3", None, True)],
     *[({name: value}, f"{name} is .* from 1") for name in POSITIVE for value in WHOLE],
     *[({"num_hidden_layers": value}, "num_hidden_layers is .* from 1") for value in WHOLE],
-    *[({"kv_map": "yoco", "sliding_window": value}, "sliding_window is .* from 1") for value in WHOLE],
+    *[({"kv_map": "yoco", "sliding_window": value}, "sliding_window is .* from 2") for value in WHOLE],
     ({"layer_types": ["full_attention"] * 5}, "layer_types has 5 entries for 6 visits"),
     ({"layer_types": ["full_attention"] * 5 + ["chunked_attention"]}, "layer_types has 'chunked_attention'"),
     *[({"layer_types": value}, "layer_types (has|is) ") for value in (6, [1] * 6, [[1]] * 6)],

@@ -80,7 +80,25 @@ def test_generate(name):
             new = row if row.shape[1] == 5 else row[:, -1:]
             row = torch.cat([row, house(new, past_key_values=cache).logits[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(found, row)
-    assert cache.get_seq_length() == SINKS + WINDOW - 1
+    assert cache.get_query_offset() == SINKS + WINDOW - 1
+
+
+def test_a_second_turn_of_generate_feeds_what_is_new():
+    house = model()
+    cache, options = SinkCache(house.config, 2, 6), {"do_sample": False, "pad_token_id": 0}
+    first = house.generate(tokens(5), past_key_values=cache, max_new_tokens=12, **options)
+    row = torch.cat([first, tokens(3, seed=5)], dim=1)
+    fed = []
+    house.model.embed_tokens.register_forward_pre_hook(lambda module, args: fed.append(args[0].shape[1]))
+    found = house.generate(row, past_key_values=cache, max_new_tokens=3, **options)
+    assert fed == [4, 1, 1]  # the last token of the first turn, never fed, and the three new ones
+
+    house.model.embed_tokens._forward_pre_hooks.clear()
+    cache, logits = SinkCache(house.config, 2, 6), None
+    with torch.no_grad():
+        for part in (row[:, :5], *row[:, 5:16].split(1, dim=1), row[:, 16:]):
+            logits = house(part, past_key_values=cache).logits
+    assert found[0, 20] == logits[0, -1].argmax()
 
 
 def test_what_cannot_be_is_refused():

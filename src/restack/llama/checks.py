@@ -39,7 +39,7 @@ def refuse_wrong_values(config: Any) -> None:
         if not isinstance(getattr(config, name), bool):
             raise ModelError(f"{name} is {shown(getattr(config, name))}; write true or false")
     if config.sliding_window is not None:
-        whole("sliding_window", config.sliding_window, 1)
+        whole("sliding_window", config.sliding_window, 2)
     if config.attention_out_bias not in (None, True, False):
         raise ModelError(
             f"attention_out_bias is {shown(config.attention_out_bias)}; write true, false or null"
@@ -56,24 +56,34 @@ def refuse_wrong_values(config: Any) -> None:
         raise ModelError(f"pad_token_id is {shown(pad)}; write null or a token from 0 to {size - 1}")
 
 
-def refuse_wrong_rotary(rope: Any) -> None:
+def refuse_wrong_rotary(rope: Any, head_dim: int) -> None:
     """Refuse parameters of a rotary embedding that lack something, or make angles that are no numbers.
 
     Raises:
         ModelError: naming key, value and constraint.
     """
-    kind = rope.get("rope_type", "default")
-    _number("rope_theta", rope.get("rope_theta", 10000.0), above=0)
+    if "rope_type" not in rope:
+        raise ModelError('rope_parameters have no rope_type; write one for all layers, such as "default"')
+    kind = rope["rope_type"].lower()
+    _number("rope_theta", rope.get("rope_theta"), above=0)
+    if rope.get("partial_rotary_factor") not in (None, 1):
+        raise ModelError("partial_rotary_factor is set; this model rotates whole heads, leave it out")
     for name in FACTORS.get(kind, ()):
         if name not in rope:
             raise ModelError(f"rope_parameters of the type {kind} lack {name}; write a number above 0")
         _number(name, rope[name], above=0)
+    if "original_max_position_embeddings" in rope:
+        whole("original_max_position_embeddings", rope["original_max_position_embeddings"], 1)
+    if kind == "dynamic" and head_dim == 2:
+        raise ModelError("head_dim is 2; the base of dynamic NTK needs at least 4")
     if kind == "longrope":
         for name in ("short_factor", "long_factor"):
-            if not isinstance(rope.get(name), list):
+            factors = rope.get(name)
+            is_list = isinstance(factors, list) and len(factors) == head_dim // 2
+            if not is_list or not all(isinstance(factor, int | float) for factor in factors):
                 raise ModelError(
-                    f"{name} of rope_parameters is {shown(rope.get(name))}; longrope needs a list of "
-                    "numbers, one for each pair of a head"
+                    f"{name} of rope_parameters is {shown(factors)}; longrope needs a list of "
+                    f"{head_dim // 2} numbers, one for each pair of a head"
                 )
 
 
@@ -97,7 +107,7 @@ def refuse_contradictions(config: Any) -> None:
         raise ModelError(
             f"num_attention_heads is {heads}, not a multiple of num_key_value_heads, which is {kv_heads}"
         )
-    expected = {"mha": heads, "mqa": 1}.get(config.attention or "", kv_heads)
+    expected = {"mha": heads, "mqa": 1}.get((config.attention or "").lower(), kv_heads)
     if kv_heads != expected:
         raise ModelError(
             f"num_key_value_heads is {kv_heads}, and attention {config.attention!r} has {expected}"

@@ -92,8 +92,7 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
             if kv_map is not None:
                 raise PlanError("layer_types is a KV map and there is a kv_map too; give one of them")
             kv_map, layer_types = layer_types, None
-        if self.attention is not None:
-            self.attention = str(self.attention).lower()
+        self._lower_names()
         if self.num_key_value_heads is None:
             self.num_key_value_heads = 1 if self.attention == "mqa" else self.num_attention_heads
         if self.head_dim is None:
@@ -111,9 +110,7 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
         if layer_types is not None:
             self._slide(layer_types)
         super().__post_init__(**kwargs)
-        self.rope_parameters["rope_type"] = str(self.rope_parameters["rope_type"]).lower()
-        if self.rope_parameters["rope_type"] == "rotary":
-            self.rope_parameters["rope_type"] = "default"
+        self._lower_names()
         if self.plan is not None:
             self.plan = str(self.whole_plan)
         self.check()
@@ -143,6 +140,26 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
             found["model_type"] = cls.model_type
         return found, kwargs
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As `PreTrainedConfig.from_dict`; what is given beside the dictionary is put in place of its own."""
+        structure = {name: kwargs.pop(name) for name in ("plan", "layer_types", "kv_map") if name in kwargs}
+        found = super().from_dict(config_dict, **kwargs)
+        config = found[0] if isinstance(found, tuple) else found
+        for name, value in structure.items():
+            setattr(config, name, value)
+        config._lower_names()
+        config.check()
+        return found
+
+    def _lower_names(self) -> None:
+        """Have names of attentions and rotary embeddings as they are looked up."""
+        if self.attention is not None:
+            self.attention = str(self.attention).lower()
+        if isinstance(self.rope_parameters, dict) and "rope_type" in self.rope_parameters:
+            kind = str(self.rope_parameters["rope_type"]).lower()
+            self.rope_parameters["rope_type"] = "default" if kind == "rotary" else kind
+
     @property
     def whole_plan(self) -> Plan:
         """The visits of a forward pass, over the layers that have weights."""
@@ -166,8 +183,14 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @kv_map.setter
     def kv_map(self, value: Any) -> None:
-        plain = (replace(visit, kv=None, sliding=False) for visit in self.whole_plan.visits)
-        self.plan = str(plans.plan(Plan(tuple(plain), (self.num_hidden_layers,)), kv=value))
+        """In place of the one there is. Under a named map without windows, what slides slides still."""
+        before = self.whole_plan
+        plain = Plan(tuple(replace(visit, kv=None, sliding=False) for visit in before.visits), before.depths)
+        shared = plans.plan(plain, kv=value)
+        if not value[:1].isdigit() and not any(visit.sliding for visit in shared.visits):
+            kept = zip(shared.visits, before.visits, strict=True)
+            shared = Plan(tuple(replace(new, sliding=old.sliding) for new, old in kept), before.depths)
+        self.plan = str(shared)
 
     @property
     def layer_types(self) -> list[str]:
@@ -176,7 +199,11 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @layer_types.setter
     def layer_types(self, value: Any) -> None:
-        """Nothing: it follows from the plan. transformers sets what it has read."""
+        """It follows from the plan; a KV map in its place, as LCKV has it, is one."""
+        if isinstance(value, str):
+            self.kv_map = value
+        elif list(value) != self.layer_types:  # transformers sets what it has read
+            raise ModelError("layer_types follows from the plan; write a KV map: config.kv_map = '0_1s_1s_3'")
 
     @property
     def per_layer_config(self) -> list[Any]:
@@ -195,7 +222,7 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
             PlanError: the plan is none for so many layers.
         """
         checks.refuse_wrong_values(self)
-        checks.refuse_wrong_rotary(self.rope_parameters)
+        checks.refuse_wrong_rotary(self.rope_parameters, self.head_dim)
         checks.refuse_contradictions(self)
 
     def _slide(self, layer_types: Any) -> None:
@@ -215,6 +242,17 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
         self.plan = str(Plan(tuple(slid), (self.num_hidden_layers,)))
 
 
+def require_config(config: Any) -> None:
+    """Check a config that a model is made with.
+
+    Raises:
+        ModelError, PlanError: it is of another model, or impossible.
+    """
+    if not isinstance(config, RestackLlamaConfig):
+        raise ModelError(f"a {type(config).__name__} is no config of restack-llama; load it: from_pretrained")
+    config.check()
+
+
 class LCKVLlamaConfig(RestackLlamaConfig):
     """The config of LCKV's own checkpoints (whyNLP/LCKV, the layout of December 2024), read and written.
 
@@ -228,7 +266,10 @@ class LCKVLlamaConfig(RestackLlamaConfig):
     def to_dict(self) -> dict[str, Any]:
         """The settings under LCKV's names; a plan beside them only if layers do not run once, in order."""
         found: dict[str, Any] = super().to_dict()
-        if self.whole_plan.order == tuple(range(self.num_hidden_layers)):
+        plan = self.whole_plan
+        if plan.order == tuple(range(self.num_hidden_layers)) and all(
+            visit.damp == 1 for visit in plan.visits
+        ):
             found["layer_types"] = plans.write_kv_map(self.whole_plan, abbreviate=False)
             del found["plan"]
         return found

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
@@ -43,6 +44,9 @@ def load(
     Raises:
         ModelError: a tensor is missing, is not the model's, or has another shape; or a file is damaged.
     """
+    beside = sorted(SETTINGS & kwargs.keys() - {"dtype"})
+    if kwargs.get("config") is not None and beside:
+        raise ModelError(f"{beside[0]} is given beside a config; set it in the config")
     shapes_may_differ = kwargs.pop("ignore_mismatched_sizes", False)
     source = name
     if name is not None and "state_dict" not in kwargs and is_meta_folder(folder := Path(name)):
@@ -53,7 +57,9 @@ def load(
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
     try:
         model, told = load_as_transformers(source, *args, **options)
-    except SafetensorError as error:
+    except (SafetensorError, FileNotFoundError, EOFError, UnpicklingError, RuntimeError) as error:
+        if type(error) is RuntimeError and "PytorchStreamReader" not in str(error):
+            raise
         raise ModelError(f"the weights of {name} cannot be read ({error}); get them again") from error
     if source is None and name is not None:
         model.config.name_or_path = model.name_or_path = str(name)

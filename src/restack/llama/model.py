@@ -41,7 +41,7 @@ from transformers.utils.generic import can_return_tuple
 
 from restack.errors import RestackError, ViewError
 from restack.llama.cache import KeysValues, grow, past, with_estimate
-from restack.llama.config import LCKVLlamaConfig, RestackLlamaConfig
+from restack.llama.config import LCKVLlamaConfig, RestackLlamaConfig, require_config
 from restack.llama.loading import load, unneeded
 from restack.llama.registries import ATTENTIONS, ROTARIES, register_attention
 from restack.llama.rotary import Rope, RotaryEmbedding, rotary_of, rotated
@@ -161,8 +161,8 @@ def eager_attention(
     v = v.repeat_interleave(module.num_key_value_groups, dim=1)  # (B, nh_q, S, hs)
     weights = torch.matmul(q, k.transpose(2, 3)) * scaling  # (B, nh_q, T, S)
     if mask is not None:
-        weights = weights + mask
-    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(q.dtype)
+        weights = weights.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else weights + mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, v).transpose(1, 2).contiguous(), weights
 
@@ -263,6 +263,7 @@ class RestackLlamaPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     _can_compile_fullgraph = True
 
     def __init__(self, config: RestackLlamaConfig) -> None:
+        require_config(config)
         super().__init__(config)
         self._keys_to_ignore_on_load_unexpected = unneeded(config)
 
@@ -301,10 +302,10 @@ class Forward:
     options: dict[str, Any]
     hidden_states: list[torch.Tensor] | None  # that each step is given, if they are asked for
     attentions: list[torch.Tensor | None] | None
-    keys_values: dict[int, KeysValues] = field(default_factory=dict)  # of each step: what its readers may see
-    estimates: dict[int, KeysValues] = field(
-        default_factory=dict
-    )  # of this forward's tokens, in the last pass
+    # By step: what later steps may read, the past included; and, of this forward's tokens alone, what the
+    # last pass over an iterated group made.
+    readable: dict[int, KeysValues] = field(default_factory=dict)
+    estimates: dict[int, KeysValues] = field(default_factory=dict)
 
 
 class RestackLlamaModel(RestackLlamaPreTrainedModel):
@@ -315,7 +316,6 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
     """
 
     def __init__(self, config: RestackLlamaConfig) -> None:
-        config.check()
         super().__init__(config)
         with_kv = config.schedule.layers_with_kv
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
@@ -348,6 +348,8 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         h = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, C)
+        if kwargs.get("cache") is not None:
+            raise ViewError("restack-llama does not run in continuous batching; use generate")
         schedule = self.checked_schedule()
         cache = past_key_values
         if self.gradient_checkpointing and self.training:
@@ -358,16 +360,19 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
             grow(cache, len(schedule.slots))
         tokens = h.shape[1]
         if isinstance(cache, SinkCache):  # which counts positions, and what may be seen, by what it keeps
-            position_ids, attention_mask = None, cache.columns(attention_mask, tokens)
+            position_ids, attention_mask = None, cache.columns(attention_mask)
+            cache.seen += tokens
         if position_ids is None:
-            seen = 0 if cache is None else cache.get_seq_length()
+            seen = 0 if cache is None else cache.get_query_offset()
             position_ids = (torch.arange(tokens, device=h.device) + seen).unsqueeze(0)  # (1, T)
         now = Forward(
             rope=self.rotary_emb(h, position_ids),
             sights=sights(self.config, schedule, h, attention_mask, cache, position_ids),
             cache=cache,
             tokens=tokens,
-            options=kwargs,
+            # which tells flash attention of sequences that are packed in one row
+            options=kwargs
+            | ({"position_ids": position_ids} if "flash" in self.config._attn_implementation else {}),
             hidden_states=[] if self._is_asked_for("hidden_states", output_hidden_states) else None,
             attentions=[] if self._is_asked_for("attentions", output_attentions) else None,
         )
@@ -412,7 +417,7 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
                     ahead[step.owner] = _ahead(step, before.get(step.owner), sight, now)
                 read = ahead[step.owner]
             elif step.owner != step.number and step.damp != 0:
-                read = now.keys_values[step.owner]
+                read = now.readable[step.owner]
             caches = now.cache is not None and step.slot is not None
             if now.hidden_states is not None:
                 now.hidden_states.append(h)
@@ -426,9 +431,13 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
                 **now.options,
             )
             if k is not None and v is not None:
-                now.estimates[step.number] = k, v
-                if not caches:
-                    now.keys_values[step.number] = k, v
+                if step.is_read_from_below:
+                    now.estimates[step.number] = k, v
+                if step.is_read_from_above and not caches:
+                    now.readable[step.number] = k, v
+            if is_final:
+                for owner in step.last_of:
+                    del now.readable[owner]
             if now.attentions is not None:
                 now.attentions.append(weights)
         return h
@@ -479,7 +488,8 @@ def _hand_over(now: Forward, step: Step, is_final: bool, k: torch.Tensor, v: tor
     """Cache what a step has computed for this forward's tokens, if final; all that may be seen of it."""
     assert now.cache is not None and step.slot is not None
     handed = now.cache.update(k, v, step.slot) if is_final else with_estimate(now.cache, step.slot, k, v)
-    now.keys_values[step.number] = handed
+    if step.is_read_from_above:
+        now.readable[step.number] = handed
     return handed
 
 

@@ -26,6 +26,9 @@ class Registry(UserDict[str, Any]):
     def __getitem__(self, name: str) -> Any:
         return super().__getitem__(name.lower())
 
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name.lower())
+
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and super().__contains__(name.lower())
 
@@ -63,7 +66,7 @@ def register_rotary(name: str, rotary: type) -> None:
     Args:
         name: in any case; one that is taken is given to the new class.
         rotary: a module class made with the config whose `forward(x, position_ids)` gives the cosines and
-            sines, each (B, T, hs), most easily a subclass of `Rotary`.
+            sines, each (B, T, hs), most easily a subclass of `RotaryEmbedding`.
 
     Raises:
         ModelError: it is no class, or the name no word.

@@ -43,7 +43,9 @@ class RotaryEmbedding(nn.Module):
 
     def _with_base(self, base: Any) -> torch.Tensor:
         width = self.config.head_dim
-        frequencies: torch.Tensor = 1.0 / (base ** (torch.arange(0, width, 2, dtype=torch.float) / width))
+        device = base.device if isinstance(base, torch.Tensor) else None
+        pairs = torch.arange(0, width, 2, dtype=torch.float, device=device)
+        frequencies: torch.Tensor = 1.0 / (base ** (pairs / width))
         return frequencies
 
 
@@ -71,8 +73,7 @@ class DynamicNTKRotaryEmbedding(RotaryEmbedding):
         length = (position_ids.max() + 1).clamp(min=limit)
         growth = ((factor * length / limit) - (factor - 1)) ** (width / (width - 2))
         base = self.config.rope_parameters["rope_theta"] * growth
-        scaled = self._with_base(base.to("cpu") if not base.is_cuda else base)
-        return torch.where(length > limit, scaled.to(self.inv_freq), self.inv_freq)
+        return torch.where(length > limit, self._with_base(base).to(self.inv_freq), self.inv_freq)
 
 
 class ScaledRotaryEmbedding(RotaryEmbedding):
@@ -80,7 +81,7 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
 
     def frequencies(self) -> tuple[torch.Tensor, float]:
         """The frequencies (hs/2,), and what cosines and sines are multiplied by."""
-        return ROPE_INIT_FUNCTIONS[self.config.rope_parameters["rope_type"]](self.config)  # type: ignore[no-any-return]
+        return ROPE_INIT_FUNCTIONS[self.config.rope_parameters["rope_type"].lower()](self.config)  # type: ignore[no-any-return]
 
 
 class LongRopeEmbedding(ScaledRotaryEmbedding):

@@ -1,19 +1,19 @@
 """What a plan asks of the house model: its steps, which of them are iterated, and the cache slots."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 
 from restack.plans import Plan
-from restack.plans.value import Scale
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What a step sees of the keys and values that it reads."""
 
-    slot: int  # a cache slot like the one it reads from: full, or of the last window alone
+    slot: int  # the first cache slot of the kind it reads from, full or of a window: masks are sized by it
     sliding: bool  # through the sliding window
     strictly_past: bool  # not the keys and values of the token itself
 
@@ -34,7 +34,9 @@ class Step:
     slot: int | None  # of the cache, for its own keys and values; None: nobody reads them, it computes none
     reading: Reading
     damp: float
-    scale: Scale
+    is_read_from_below: bool  # by a step that runs before it, in another pass
+    is_read_from_above: bool
+    last_of: tuple[int, ...]  # steps whose keys and values nobody reads after this one
 
     @property
     def reads_ahead(self) -> bool:
@@ -87,6 +89,10 @@ def schedule(plan: Plan, force_nodiag: bool = False) -> Schedule:
         if visit.damp != 0:  # or it reads nothing
             slides[owner] = visit.sliding and slides.get(owner, True)
     read = sorted(slides)
+    readers: dict[int, list[int]] = defaultdict(list)
+    for number, (visit, owner) in enumerate(zip(plan.visits, owners, strict=True)):
+        if visit.damp != 0:
+            readers[owner].append(number)
     slot_of = {owner: slot for slot, owner in enumerate(read)}
     like = {slides[owner]: slot_of[owner] for owner in reversed(read)}  # the first slot of each kind
     steps = tuple(
@@ -100,7 +106,9 @@ def schedule(plan: Plan, force_nodiag: bool = False) -> Schedule:
                 like.get(slides.get(owner, False), 0), visit.sliding, force_nodiag or owner > number
             ),
             damp=visit.damp,
-            scale=visit.scale,
+            is_read_from_below=any(reader < number for reader in readers.get(number, ())),
+            is_read_from_above=any(reader > number for reader in readers.get(number, ())),
+            last_of=tuple(last for last, by in readers.items() if last < number == max(by)),
         )
         for number, (visit, owner) in enumerate(zip(plan.visits, owners, strict=True))
     )

@@ -1,6 +1,6 @@
 """What each step sees: the masks of transformers, and those of steps that do not see their own token."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,12 @@ class Sight:
     window: int | None
     strictly_past: bool
     is_cut: bool  # there is no column for the last key, which nobody sees: it is left out
+
+    def to(self, device: Any, **options: Any) -> "Sight":
+        """The same on another device: accelerate's hooks move what a layer is given by this."""
+        mask = self.mask.to(device, **options) if self.mask is not None else None
+        blind = self.blind.to(device, **options) if self.blind is not None else None
+        return replace(self, mask=mask, blind=blind)
 
     def fitted(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Keys, values (B, nh_kv, S, hs) and mask of one width; it may be made for more than is there."""
@@ -98,7 +104,7 @@ def masks(
         is_cut = _is_cut(config, reading, h.shape[1], cache)
         options: dict[str, Any] = {}
         if reading.strictly_past:
-            _refuse_what_hides_no_diagonal(config, attention_mask, cache)
+            _refuse_what_hides_no_diagonal(config, attention_mask, cache, position_ids)
             if not is_cut:
                 options["and_mask_function"] = _is_past
         mask = create(
@@ -137,7 +143,7 @@ def _without_blind(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _refuse_what_hides_no_diagonal(
-    config: RestackLlamaConfig, attention_mask: Any, cache: Cache | None
+    config: RestackLlamaConfig, attention_mask: Any, cache: Cache | None, position_ids: torch.Tensor | None
 ) -> None:
     if attention_mask is not None and attention_mask.ndim == 4:
         raise ViewError(
@@ -147,5 +153,12 @@ def _refuse_what_hides_no_diagonal(
     if "flash" in config._attn_implementation and cache is not None and cache.is_compileable:
         raise ViewError(
             "flash attention cannot leave out a token's own key in a static cache; use another cache, or "
+            "attn_implementation='sdpa'"
+        )
+    if position_ids is None or cache is not None or attention_mask is not None:
+        return
+    if "flash" in config._attn_implementation and bool((position_ids.diff(dim=-1) != 1).any()):
+        raise ViewError(
+            "flash attention cannot leave out a token's own key where sequences are packed in one row; use "
             "attn_implementation='sdpa'"
         )

@@ -6,7 +6,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from restack.errors import UsageError
-from restack.llama.config import RestackLlamaConfig
+from restack.llama.config import RestackLlamaConfig, require_config
 from restack.llama.rotary import rotary_of
 
 
@@ -83,27 +83,35 @@ class SinkCache(Cache):  # type: ignore[misc]
     """
 
     def __init__(self, config: RestackLlamaConfig, sinks: int = 4, window: int = 1020) -> None:
-        if sinks < 1 or window < 2:
-            raise UsageError(f"{sinks} sinks and a window of {window}: write at least 1 and 2")
+        require_config(config)
+        if type(sinks) is not int or type(window) is not int or sinks < 1 or window < 2:
+            raise UsageError(f"{sinks} sinks and a window of {window}: write whole numbers from 1 and 2")
         self.sinks, self.window = sinks, window
         self.seen = 0
         rotary = rotary_of(config)
         slots = len(config.schedule.slots)
         super().__init__(layers=[SinkLayer(sinks, window, rotary.inv_freq) for _ in range(slots)])
 
-    def columns(self, attention_mask: torch.Tensor | None, tokens: int) -> torch.Tensor | None:
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """How many tokens were seen; `generate` feeds those after them."""
+        return self.seen
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """How many tokens are kept: the position of the next one."""
+        return int(self.layers[layer_idx].get_seq_length())
+
+    def columns(self, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
         """The columns (B, S) of an attention mask over all that was seen that are of what is kept.
 
         Raises:
             UsageError: padding stands where the sinks are.
         """
-        kept = self.get_seq_length()
-        self.seen += tokens
+        kept = self.get_query_offset()
         if attention_mask is None or attention_mask.ndim != 2 or bool(attention_mask.all()):
             return None
         if not bool(attention_mask[:, : self.sinks].all()):
             raise UsageError("padding stands where the attention sinks are; give prompts of one length")
-        last = attention_mask[:, self.seen - tokens - max(kept - self.sinks, 0) :]
+        last = attention_mask[:, self.seen - max(kept - self.sinks, 0) :]
         return torch.cat([attention_mask[:, : min(kept, self.sinks)], last], dim=1)
 
     def reset(self) -> None:
