@@ -14,6 +14,7 @@ from tokenizers import models, pre_tokenizers
 import restack
 from restack import ModelError, RestackError
 from restack.llama import LCKVLlamaForCausalLM, RestackLlamaConfig, RestackLlamaForCausalLM
+from tests.llama import meta_folders
 from tests.llama.reference import token_by_token
 from tests.llama.tiny import settings_of, tokens, weights_of
 
@@ -328,3 +329,44 @@ def test_a_plan_in_the_config_survives_saving(tmp_path):
     assert len(safetensors.torch.load_file(tmp_path / "model.safetensors")) == len(
         dict(house.named_parameters())
     )
+
+
+class TestMeta:
+    """Meta's folders by the Auto classes; what is in them is compared in test_meta_files.py."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        values = meta_folders.params(vocab_size=346)
+        weights = meta_folders.random_weights(values, 346)
+        meta_folders.write_pieces(tmp_path / "tokenizer.model")
+        return meta_folders.write(tmp_path / "llama-2-7b", values, meta_folders.split(weights, 2))
+
+    def test_model_config_and_tokenizer(self, folder):
+        house = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        assert type(house) is RestackLlamaForCausalLM
+        values = meta_folders.params(vocab_size=346)
+        row = tokens(7)
+        expected = meta_folders.logits(values, meta_folders.random_weights(values, 346), row[0])
+        with torch.no_grad():
+            assert (house(row).logits[0] - expected).abs().max() < 1e-4
+        assert transformers.AutoConfig.from_pretrained(folder).model_type == "restack-llama"
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.decode(tokenizer("The llama")["input_ids"], skip_special_tokens=True) == "The llama"
+        pipe = transformers.pipeline("text-generation", model=str(folder))
+        answer = pipe("The llama", max_new_tokens=4, do_sample=False)[0]["generated_text"]
+        assert answer.startswith("The llama")
+
+    def test_with_a_kv_map(self, folder):
+        house = transformers.AutoModelForCausalLM.from_pretrained(folder, kv_map="cla2")
+        assert house.config.kv_map.startswith("0_0")
+
+
+def test_a_kv_map_beside_a_llamas_name(tmp_path):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 50}
+    for family in ("Llama", "Qwen3"):
+        config = getattr(transformers, f"{family}Config")(**sizes, num_hidden_layers=4, num_key_value_heads=4)
+        getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path / family)
+        house = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / family, kv_map="0_2_2_3")
+        assert type(house) is RestackLlamaForCausalLM and house.config.kv_map == "0_2_2_3"
+        plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / family)
+        assert type(plain).__name__ == f"{family}ForCausalLM"

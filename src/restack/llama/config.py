@@ -16,6 +16,10 @@ from restack.plans import Plan
 from restack.plans.pointing import shown
 
 MODEL_TYPE, LCKV = "restack-llama", "lckv-llama"
+OF_THE_HUB = {  # options of `from_pretrained` that say where files are
+    "_commit_hash", "_from_auto", "_from_pipeline", "cache_dir", "force_download", "gguf_file",
+    "local_files_only", "proxies", "revision", "subfolder", "token", "trust_remote_code",
+}  # fmt: skip
 SLIDING = {True: "sliding_attention", False: "full_attention"}
 
 
@@ -128,6 +132,7 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
 
         if is_meta_folder(Path(name)):
             found = read_settings(Path(name))
+            kwargs = {option: value for option, value in kwargs.items() if option not in OF_THE_HUB}
         else:
             found, kwargs = super().get_config_dict(name, **kwargs)
             kind = found.get("model_type")
@@ -137,7 +142,7 @@ class RestackLlamaConfig(PreTrainedConfig):  # type: ignore[misc]
                     own = cls(**found).whole_plan
                     found.pop("layer_types", None)
                     found["plan"] = own.then(plans.plan(kwargs.pop("plan"), len(own)))
-            found["model_type"] = cls.model_type
+        found["model_type"] = cls.model_type
         return found, kwargs
 
     @classmethod

@@ -7,6 +7,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from restack.llama.auto_classes import register_configs as register_house_configs
 from restack.llama.auto_classes import register_models as register_house_models
+from restack.llama.auto_classes import register_tokenizers as register_house_tokenizers
 from restack.recipes.location import Location
 from restack.recipes.recipe import MODEL_TYPE, Recipe
 
@@ -170,7 +171,8 @@ def register_model() -> None:
 
 
 def register_tokenizer() -> None:
-    """Make `AutoTokenizer` know recipes."""
+    """Make `AutoTokenizer` know recipes and the house models."""
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     AutoTokenizer.register(RestackConfig, tokenizer_class=RestackTokenizer, exist_ok=True)
+    register_house_tokenizers()
