@@ -43,7 +43,7 @@ def test_the_python_blocks(models, capsys):
         lines = capsys.readouterr().out.splitlines()
         assert lines == promised(block)
         printed += len(lines)
-    assert len(BLOCKS) == 9 and printed == 14
+    assert len(BLOCKS) == 10 and printed == 15
     attention = names["GatedAttention"]
     assert LLAMA_ATTENTIONS_CLASSES["gated"] is attention and issubclass(attention, LlamaAttention)
     gated = names["gated"].eval()
