@@ -84,7 +84,7 @@ class TestGeneration:
         house = house_of(name)
         beams = {"num_beams": 3, "num_return_sequences": 2}
         found = generated(house, use_cache=False, **beams)
-        assert not torch.equal(found[::2], generated(house, use_cache=False))
+        assert not torch.equal(found[::2], found[1::2])
         for kind in ("dynamic", "static"):
             assert torch.equal(generated(house, cache_implementation=kind, **beams), found)
         drawn = []

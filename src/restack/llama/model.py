@@ -229,16 +229,19 @@ class RestackLlamaDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc
             keys, values: those of another step that it reads, (B, nh_kv, S, hs); None: there are none.
             step: what this visit of the layer does.
             rope, sight: as the attention has them.
-            hand_over: takes the keys and values that are computed, and gives those to attend to.
+            hand_over: takes the keys and values that are computed, and gives those to attend to. It is called
+                in here, where the layer's weights are gathered if they are sharded.
         """
         x = self.input_layernorm(h)
         own = self.self_attn.keys_values(x, rope) if step.slot is not None else (None, None)
         handed = own if hand_over is None else hand_over(*own)
         if step.damp == 0:
             return h, *own, None
-        read: Any = handed if step.owner == step.number else None if keys is None else (keys, values)
-        if sight.is_cut and read is not None and not step.reads_ahead:
-            read = read[0][:, :, :-1], read[1][:, :, :-1]
+        read: Any = None if keys is None else (keys, values)
+        if step.owner == step.number:
+            read = handed
+        if read is not None and sight.is_cut and not step.reads_ahead:
+            read = read[0][:, :, :-1], read[1][:, :, :-1]  # without the token's own
         if read is not None and not read[0].shape[2]:
             read = None
         attention, weights = self.self_attn(x, read, rope, sight, **kwargs)
