@@ -9,6 +9,7 @@ import torch
 import restack
 from restack import ModelError, PlanError, ViewError
 from restack.llama import RestackLlamaConfig, RestackLlamaForCausalLM
+from restack.views.cost import cost
 from tests.llama.reference import token_by_token
 from tests.llama.tiny import CYCLIC, settings_of, tokens, weights_of
 from tests.llama.tiny import model as tiny_model
@@ -116,7 +117,21 @@ def test_sling_and_unsling():
     assert torch.equal(logits(base), before) and "restack_plan" not in vars(base)
 
 
-def test_verify_and_cost():
+@pytest.mark.parametrize("plan", ["all", "0:5", "0:4,2:6"])
+@pytest.mark.parametrize("kv_map", [None, CYCLIC["lckv-w2"]])
+def test_cost(kv_map, plan):
+    """Told beforehand, and measured on the cache, of a view and of a model of its own."""
+    base = model(kv_map)
+    said = cost(base, restack.plan(plan, base))
+    for made, told in (
+        (restack.view(base, plan), said.kv_bytes_per_token),
+        (restack.materialise(base, plan), said.materialised_kv_bytes_per_token),
+    ):
+        slots = made(tokens(3)).past_key_values.layers
+        assert sum(slot.keys.nbytes + slot.values.nbytes for slot in slots) == 3 * told
+
+
+def test_verify():
     assert restack.verify(model(plan="0:4,2:6")).layers == 8
     assert restack.verify(model(CYCLIC["lckv-w2"])).layers == 6
 

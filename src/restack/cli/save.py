@@ -30,7 +30,9 @@ def run(source: Source, folder: Path, weights: str) -> None:
 
 
 def _kinds(weights: str) -> str:
-    return {"none": "a recipe", "shared": "a recipe with weights", "full": "a self-merge"}[weights]
+    return {"none": "a recipe", "shared": "a recipe with weights", "full": "a checkpoint of all visits"}[
+        weights
+    ]
 
 
 def _size(folder: Path) -> str:

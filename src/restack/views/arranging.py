@@ -225,8 +225,8 @@ def runnable(plan: plans.Plan) -> plans.Plan:
         if visit.kv is not None and visit.kv > number:
             raise ViewError(
                 f"visit {number} reads the keys and values of visit {visit.kv}, which runs after it; views "
-                "share with owners below; only models of the type restack-llama share with owners above "
-                "(restack.open makes one of a Llama: MODEL@all;kv=...)"
+                "share with owners below; only models of the type restack-llama share with owners above, and "
+                "a llama, mistral, qwen2 or qwen3 becomes one when it is opened with --kv (kv_map= in Python)"
             )
     refuse_several_models(plan)
     return plan

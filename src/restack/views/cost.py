@@ -29,7 +29,7 @@ class Cost:
     kv_bytes_per_token: (
         int  # of the cache, one sequence; visits that read another's keys and values keep none
     )
-    materialised_kv_bytes_per_token: int  # were every visit to keep its own
+    materialised_kv_bytes_per_token: int  # of a model of its own: each visit keeps some, unless a config says
     quantised: str | None = None  # how the stored weights are, where sizes are of weights that are not
 
 
@@ -69,7 +69,7 @@ def cost(model: nn.Module, plan: Plan) -> Cost:
         unique_bytes=once.bytes,
         effective_bytes=effective.bytes,
         kv_bytes_per_token=sum(kv[layer] for layer, keeps in visited if keeps),
-        materialised_kv_bytes_per_token=sum(kv[layer] for layer, _ in visited),
+        materialised_kv_bytes_per_token=sum(kv[layer] for layer, keeps in visited if keeps or not is_lean),
         quantised=_quantised(model),
     )
 
