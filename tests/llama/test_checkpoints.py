@@ -304,7 +304,14 @@ print(response[0]["generated_text"])
     "first", ["import restack; import transformers", "import transformers; import restack"]
 )
 @pytest.mark.parametrize(
-    "module", ["pipeline", "Trainer", "AutoTokenizer", "GenerationMixin", "LlamaForCausalLM"]
+    "module",
+    [
+        "pipeline",
+        *[
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("Trainer", "AutoTokenizer", "GenerationMixin", "LlamaForCausalLM")
+        ],
+    ],
 )
 def test_the_auto_classes_know_them_in_any_order_of_import(first, module):
     script = (
