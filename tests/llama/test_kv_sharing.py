@@ -48,6 +48,15 @@ def prefilled_and_decoded(house, row: torch.Tensor, cache=None) -> torch.Tensor:
     return torch.cat(found)
 
 
+def equals_reference(house) -> None:
+    """In a forward over the whole text, and in prefill, chunk and decoding."""
+    row = tokens(LENGTH)[0]
+    expected = reference(house, row)
+    with torch.no_grad():
+        assert difference(house(row[None], use_cache=False).logits[0], expected) < CLOSE
+    assert difference(prefilled_and_decoded(house, row), expected) < CLOSE
+
+
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return (ours.double() - theirs).abs().max().item()
 
@@ -57,12 +66,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 )
 @pytest.mark.parametrize("name", MAPS)
 def test_prefill_and_decoding_equal_one_token_after_another(name, settings):
-    house = model(MAPS[name], **EXACT, **settings)
-    row = tokens(LENGTH)[0]
-    expected = reference(house, row)
-    with torch.no_grad():
-        assert difference(house(row[None], use_cache=False).logits[0], expected) < CLOSE
-    assert difference(prefilled_and_decoded(house, row), expected) < CLOSE
+    equals_reference(model(MAPS[name], **EXACT, **settings))
 
 
 PRESETS = [
@@ -84,12 +88,7 @@ def test_presets(preset):
 @pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
 @pytest.mark.parametrize("name", MAPS)
 def test_other_attention_implementations(name, attention):
-    house = model(MAPS[name], attention=attention, **EXACT)
-    row = tokens(LENGTH)[0]
-    expected = reference(house, row)
-    with torch.no_grad():
-        assert difference(house(row[None], use_cache=False).logits[0], expected) < CLOSE
-    assert difference(prefilled_and_decoded(house, row), expected) < CLOSE
+    equals_reference(model(MAPS[name], attention=attention, **EXACT))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -67,8 +67,7 @@ class Conversation:
             UsageError: the message is empty, the context is full (`ContextFull`), or the model's chat
                 template refuses the conversation, which is then as before.
         """
-        if not text.strip():
-            raise UsageError("the message is empty; write something to answer")
+        _refuse_empty(text)
         said: list[str] = []
 
         def hear(piece: str) -> None:
@@ -81,8 +80,7 @@ class Conversation:
             tokens = self._prompt()
             check_room(self.model, tokens)  # before anything is heard of an answer
             hear(self.ai_prefix)
-            stop = () if self.tokenizer.chat_template else PLAIN_STOPS
-            generate(self.model, self.tokenizer, tokens, self.sampling, hear, stop=stop)
+            generate(self.model, self.tokenizer, tokens, self.sampling, hear, stop=self._stops)
         except KeyboardInterrupt:
             if "".join(said) in ("", self.ai_prefix):
                 self.messages = before
@@ -104,16 +102,18 @@ class Conversation:
         """
         before, prompts = self.messages, []
         for text in texts:
-            if not text.strip():
-                raise UsageError("the message is empty; write something to answer")
+            _refuse_empty(text)
             try:
                 self.messages = [*before, {"role": "user", "content": text}]
                 prompts.append(self._prompt())
             finally:
                 self.messages = before
-        stop = () if self.tokenizer.chat_template else PLAIN_STOPS
-        answers = generate_all(self.model, self.tokenizer, prompts, self.sampling, stop=stop)
+        answers = generate_all(self.model, self.tokenizer, prompts, self.sampling, stop=self._stops)
         return [self.ai_prefix + answer for answer in answers]
+
+    @property
+    def _stops(self) -> tuple[str, ...]:
+        return () if self.tokenizer.chat_template else PLAIN_STOPS
 
     def _answered(self, said: list[str]) -> str:
         answer = "".join(said)
@@ -164,3 +164,8 @@ class Conversation:
         remedy = " or ".join(name for name, value in remedies.items() if value) or "take another model"
         reason = " ".join(str(error).split())
         return UsageError(f"the model's chat template refuses {what}: {reason:.200}; {remedy}")
+
+
+def _refuse_empty(text: str) -> None:
+    if not text.strip():
+        raise UsageError("the message is empty; write something to answer")

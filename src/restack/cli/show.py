@@ -11,7 +11,7 @@ from restack import recipes
 from restack.cli.loading import Source
 from restack.cli.units import in_bytes, in_parameters
 from restack.errors import ViewError
-from restack.plans import Plan, write_kv_map
+from restack.plans import Plan, own_plan, write_kv_map
 from restack.plans.bars import bars
 from restack.runtime import context_length
 from restack.views import verify, view
@@ -23,7 +23,7 @@ def facts(source: Source) -> dict[str, Any]:
     plan = source.plan
     model = source.load_empty()
     config = model.config.get_text_config(decoder=True)
-    own = getattr(config, "whole_plan", None)  # of a model that runs plans by itself
+    own = own_plan(config)
     costs = cost(model, plan)
     heads = getattr(config, "num_attention_heads", None)
     return {

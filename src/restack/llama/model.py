@@ -46,7 +46,7 @@ from restack.llama.loading import load, unneeded
 from restack.llama.registries import ATTENTIONS, ROTARIES, register_attention
 from restack.llama.rotary import Rope, RotaryEmbedding, rotary_of, rotated
 from restack.llama.schedule import Group, Schedule, Step
-from restack.llama.sight import Sight, masks, sights
+from restack.llama.sight import Sight, masks, sights, with_zeros
 from restack.llama.sinks import SinkCache
 from restack.plans import Plan
 
@@ -368,9 +368,12 @@ class RestackLlamaModel(RestackLlamaPreTrainedModel):
         if position_ids is None:
             seen = 0 if cache is None else cache.get_query_offset()
             position_ids = (torch.arange(tokens, device=h.device) + seen).unsqueeze(0)  # (1, T)
+        found = attention_mask  # a dictionary: from `create_masks_for_generate`
+        if not isinstance(found, dict):
+            found = masks(self.config, schedule, h, attention_mask, cache, position_ids)
         now = Forward(
             rope=self.rotary_emb(h, position_ids),
-            sights=sights(self.config, schedule, h, attention_mask, cache, position_ids),
+            sights=sights(self.config, schedule, found, tokens, cache),
             cache=cache,
             tokens=tokens,
             # which tells flash attention of sequences that are packed in one row
@@ -507,7 +510,7 @@ def _ahead(step: Step, estimate: KeysValues | None, sight: Sight, now: Forward) 
     missing = sight.width(kept[0].shape[2], now.tokens) - kept[0].shape[2]
     if missing <= 0:
         return kept
-    return F.pad(kept[0], (0, 0, 0, missing)), F.pad(kept[1], (0, 0, 0, missing))
+    return with_zeros(*kept, missing)
 
 
 class RestackLlamaForCausalLM(RestackLlamaPreTrainedModel, GenerationMixin):  # type: ignore[misc]

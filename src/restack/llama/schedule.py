@@ -58,16 +58,12 @@ class Schedule:
 
     groups: tuple[Group, ...]
     slots: tuple[bool, ...]  # of each: whether all that read it slide, so that it keeps a window alone
+    readings: dict[str, Reading]  # the different masks that the steps need, by name
 
     @property
     def steps(self) -> Iterator[Step]:
         """All steps in order."""
         return (step for group in self.groups for step in group.steps)
-
-    @property
-    def readings(self) -> dict[str, Reading]:
-        """The different masks that the steps need, by name."""
-        return {step.reading.kind: step.reading for step in self.steps}
 
     @property
     def layers_with_kv(self) -> frozenset[int]:
@@ -112,7 +108,8 @@ def schedule(plan: Plan, force_nodiag: bool = False) -> Schedule:
         )
         for number, (visit, owner) in enumerate(zip(plan.visits, owners, strict=True))
     )
-    return Schedule(tuple(_groups(steps)), tuple(slides[owner] for owner in read))
+    readings = {step.reading.kind: step.reading for step in steps}
+    return Schedule(tuple(_groups(steps)), tuple(slides[owner] for owner in read), readings)
 
 
 def _groups(steps: tuple[Step, ...]) -> Iterator[Group]:

@@ -1,5 +1,6 @@
 """What each step sees: the masks of transformers, and those of steps that do not see their own token."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +39,7 @@ class Sight:
             return k, v, self.mask
         if isinstance(self.mask, torch.Tensor):
             return k, v, self.mask[..., : k.shape[2]]
-        return F.pad(k, (0, 0, 0, surplus)), F.pad(v, (0, 0, 0, surplus)), self.mask
+        return *with_zeros(k, v, surplus), self.mask
 
     def width(self, past: int, tokens: int) -> int:
         """How many keys the mask is for, S; `past` and `tokens` together if it does not say."""
@@ -46,27 +47,19 @@ class Sight:
         return int(self.mask.shape[-1]) if is_wide else past + tokens
 
 
+def with_zeros(k: torch.Tensor, v: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values (B, nh_kv, S, hs), and zeros for so many tokens more."""
+    return F.pad(k, (0, 0, 0, tokens)), F.pad(v, (0, 0, 0, tokens))
+
+
 def sights(
     config: RestackLlamaConfig,
     schedule: Schedule,
-    h: torch.Tensor,
-    attention_mask: Any,
+    found: Mapping[str, Any],
+    tokens: int,
     cache: Cache | None,
-    position_ids: torch.Tensor | None,
 ) -> dict[str, Sight]:
-    """What the steps of a forward see, by the kind of reading.
-
-    Args:
-        config: whose attention implementation and window hold.
-        schedule: of the plan.
-        h: hidden states (B, T, C), of which shape, dtype and device matter.
-        attention_mask: (B, S), 1 where there is a token and 0 where there is padding; or what `masks` gave.
-        cache: what is known of the past.
-        position_ids: (B, T); without cache and attention mask, sequences packed in one row are told by them.
-    """
-    found = attention_mask
-    if not isinstance(found, dict):
-        found = masks(config, schedule, h, attention_mask, cache, position_ids)
+    """What the steps of a forward over `tokens` tokens see, by the kind of reading, of what `masks` found."""
     implementation = config._attn_implementation
     result = {}
     for kind, reading in schedule.readings.items():
@@ -79,7 +72,7 @@ def sights(
             blind=blind,
             window=config.sliding_window if reading.sliding else None,
             strictly_past=reading.strictly_past,
-            is_cut=_is_cut(config, reading, h.shape[1], cache),
+            is_cut=_is_cut(config, reading, tokens, cache),
         )
     return result
 
@@ -92,7 +85,15 @@ def masks(
     cache: Cache | None,
     position_ids: torch.Tensor | None,
 ) -> dict[str, Any]:
-    """The masks of a forward, by the kind of reading; the arguments are those of `sights`.
+    """The masks of a forward, by the kind of reading.
+
+    Args:
+        config: whose attention implementation and window hold.
+        schedule: of the plan.
+        h: hidden states (B, T, C), of which shape, dtype and device matter.
+        attention_mask: (B, S), 1 where there is a token and 0 where there is padding.
+        cache: what is known of the past.
+        position_ids: (B, T); without cache and attention mask, sequences packed in one row are told by them.
 
     Raises:
         ViewError: the attention mask has 4 dimensions, or static caches and flash attention are used, and

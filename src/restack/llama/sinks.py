@@ -7,7 +7,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from restack.errors import UsageError
 from restack.llama.config import RestackLlamaConfig, require_config
-from restack.llama.rotary import rotary_of
+from restack.llama.rotary import rotary_of, rotated
 
 
 class SinkLayer(DynamicLayer):  # type: ignore[misc]
@@ -61,9 +61,8 @@ class SinkLayer(DynamicLayer):  # type: ignore[misc]
         """Keys (B, nh_kv, S, hs), turned from `positions` to 0, 1, 2..."""
         shift = torch.arange(len(positions), device=keys.device) - positions
         angles = shift[:, None].float() * self.frequencies.to(keys.device)  # (S, hs/2)
-        cos, sin = angles.cos(), angles.sin()
-        first, second = keys.float().chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(keys.dtype)
+        angles = torch.cat((angles, angles), dim=-1)[None]  # (1, S, hs)
+        return rotated(keys.float(), (angles.cos(), angles.sin())).to(keys.dtype)
 
 
 class SinkCache(Cache):  # type: ignore[misc]

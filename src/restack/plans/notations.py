@@ -81,6 +81,12 @@ def donors(notation: Any) -> tuple[str, ...]:
     return mergekit.donors(mergekit.load(notation)) if isinstance(notation, Path) else ()
 
 
+def own_plan(config: Any) -> Plan | None:
+    """The plan that a model of this config runs by itself, as restack-llama does; None for other models."""
+    found = getattr(config, "whole_plan", None)
+    return found if isinstance(found, Plan) else None
+
+
 def _read(notation: Any, names: Names, depths: Depths) -> Plan:
     match notation:
         case Plan():
@@ -186,7 +192,7 @@ def _count(layers: Any) -> Any:
     config = getattr(layers, "config", layers)
     if not hasattr(config, "get_text_config"):
         return layers
-    if isinstance(own := getattr(config, "whole_plan", None), Plan):  # of a restack-llama
+    if (own := own_plan(config)) is not None:
         return len(own)
     try:
         return config.get_text_config(decoder=True).num_hidden_layers

@@ -11,7 +11,7 @@ from typing import Any
 
 from restack import plans
 from restack.errors import ModelError
-from restack.plans import Plan
+from restack.plans import Plan, own_plan
 from restack.recipes.fingerprint import Fingerprint, fingerprint, fingerprint_of_config
 from restack.recipes.kinds import refuse_other_kinds
 from restack.recipes.location import CONFIG, Location
@@ -61,7 +61,7 @@ class Found:
         from restack.views import runnable
 
         plan = self.plan.then(more) if self.plan is not None and more is not None else self.plan or more
-        if plan is None or isinstance(getattr(self.config, "whole_plan", None), Plan):
+        if plan is None or own_plan(self.config) is not None:
             return self  # the model as it is; or one that runs any plan, or refuses it, by itself
         if any(owner > number for number, owner in enumerate(plan.owners)):
             from restack.llama.config import RestackLlamaConfig
@@ -196,8 +196,8 @@ def config_of_view(found: Found) -> Any:
     if found.plan is None:
         return found.config
     config = copy.deepcopy(found.config)
-    if isinstance(getattr(config, "whole_plan", None), Plan):  # its layers are stored once
-        config.plan = str(config.whole_plan.then(found.plan))
+    if (own := own_plan(config)) is not None:  # its layers are stored once
+        config.plan = str(own.then(found.plan))
         return config
     decoder = config.get_text_config(decoder=True)
     reordered(decoder, found.plan.order).apply(decoder)

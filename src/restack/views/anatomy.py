@@ -1,5 +1,6 @@
 """Where a loaded decoder keeps its layers, its config, and the number each layer believes it has."""
 
+import copy
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -75,6 +76,13 @@ def decoder_config(model: nn.Module) -> Any:
     if config.is_encoder_decoder:
         raise ViewError(f"{type(model).__name__} is an encoder-decoder; views are of decoder-only models")
     return config.get_text_config(decoder=True)
+
+
+def copied_layer(layer: nn.Module, memo: dict[Any, Any]) -> nn.Module:
+    """A copy of a layer for one visit; what `memo`, of `copy.deepcopy`, holds is shared."""
+    # torch keeps the storages that it copied in the memo's memo: one for each visit, too.
+    own_memo: dict[Any, Any] = {**memo, "torch": dict(memo.get("torch", {}))}
+    return copy.deepcopy(layer, own_memo)
 
 
 def has_weights(model: nn.Module) -> bool:

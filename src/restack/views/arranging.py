@@ -12,7 +12,7 @@ from torch import nn
 from restack import plans
 from restack.errors import ViewError
 from restack.views import by_place, configuration, damping, planned, scaling, sliding
-from restack.views.anatomy import Anatomy, anatomy
+from restack.views.anatomy import Anatomy, anatomy, copied_layer
 from restack.views.bound import left_out, refuse_bound_functions, take_scales
 from restack.views.frozen_config import UNSAVED, freezing
 from restack.views.guards import PLAN, unguarded
@@ -72,16 +72,9 @@ def arranged_copy(model: Model, plan: Any, *, share_tensors: bool) -> Model:
     ready = Preparation.of(model, plan)
     parts, whole = ready.parts, ready.whole
     refuse_bound_functions(model.named_modules())
-    memo: Memo = sharing_memo(model) if share_tensors else {}
+    memo = _memo(model, share_tensors)
     config = _copy_of_config(model, parts, memo)
     copy.deepcopy(ready.settings).apply(config)
-
-    for name in (PLAN, ORIGINAL):  # replaced below, so not worth a copy
-        if name in vars(model):
-            memo[id(vars(model)[name])] = vars(model)[name]
-    for module in model.modules():
-        for name in left_out(module):  # below
-            memo[id(vars(module)[name])] = vars(module)[name]
     own_layers = _empty_copy(parts.layers, memo)
     result = copy.deepcopy(model, memo)
     _refuse_strays(model, parts, memo)
@@ -96,12 +89,7 @@ def arranged_copy(model: Model, plan: Any, *, share_tensors: bool) -> Model:
         by_place.cut(copies, placed.parts)
         placed = replace(placed, parts=None)
     placed.apply(copies)
-    for module in result.modules():
-        for name in left_out(module):
-            del vars(module)[name]
-    unguarded(result)
-    vars(result).pop(ORIGINAL, None)
-    vars(result)[PLAN] = whole
+    _finish(result, whole)
     if PLAN in vars(model):  # then the reason was that plan; a materialised model has its own
         vars(result.config).pop(UNSAVED, None)
     if share_tensors and (reason := unsaved_reason(whole)):
@@ -113,25 +101,39 @@ def _planned_copy(model: Any, plan: Any, share_tensors: bool) -> Any:
     """The same of a model that runs plans by itself."""
     plan = plans.plan(plan, planned.visit_count(model))
     refuse_several_models(plan)
-    memo: Memo = sharing_memo(model) if share_tensors else {}
-    for module in model.modules():
-        for name in left_out(module):
-            memo[id(vars(module)[name])] = vars(module)[name]
+    memo = _memo(model, share_tensors)
     is_scaled = any(visit.scale for visit in plan.visits)
     if share_tensors and not is_scaled:
         result = copy.deepcopy(model, memo)
         planned.set_plan(result, plan)
     else:
         result = planned.unrolled(model, plan, memo)
+    _finish(result, plan_after(model, plan))
+    if share_tensors and is_scaled:
+        refuse_saving(result.config, unsaved_reason(plan) or "")
+    return result
+
+
+def _memo(model: nn.Module, share_tensors: bool) -> Memo:
+    """A memo with which a model is copied, but for what `_finish` takes out or replaces."""
+    memo: Memo = sharing_memo(model) if share_tensors else {}
+    for name in (PLAN, ORIGINAL):
+        if name in vars(model):
+            memo[id(vars(model)[name])] = vars(model)[name]
+    for module in model.modules():
+        for name in left_out(module):
+            memo[id(vars(module)[name])] = vars(module)[name]
+    return memo
+
+
+def _finish(result: nn.Module, whole: plans.Plan) -> None:
+    """Have a copy be a model of its own, that knows the plan it runs."""
     for module in result.modules():
         for name in left_out(module):
             del vars(module)[name]
     unguarded(result)
     vars(result).pop(ORIGINAL, None)
-    vars(result)[PLAN] = plan_after(model, plan)
-    if share_tensors and is_scaled:
-        refuse_saving(result.config, unsaved_reason(plan) or "")
-    return result
+    vars(result)[PLAN] = whole
 
 
 def visits(ready: Preparation, memo: Memo) -> Iterator[nn.Module]:
@@ -152,9 +154,7 @@ def visits(ready: Preparation, memo: Memo) -> Iterator[nn.Module]:
             shared_kv.check(sharing, plan.order, kinds, parts)
     common = {id(copied) for copied in memo.values()}
     for number, visit in enumerate(plan.visits):
-        # torch keeps the storages that it copied in the memo's memo: one for each visit, too.
-        own_memo = {**memo, "torch": dict(memo.get("torch", {}))}
-        layer = copy.deepcopy(parts.layers[visit.layer], own_memo)
+        layer = copied_layer(parts.layers[visit.layer], memo)
         parts.renumber(layer, number)
         scaling.scale(layer, visit.scale, parts.path, common)
         if shares:

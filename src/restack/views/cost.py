@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from restack.plans import Plan
+from restack.plans import Plan, own_plan
 from restack.views.anatomy import Anatomy, anatomy
 from restack.views.arranging import plan_after
 from restack.views.configuration import attends
@@ -134,7 +134,7 @@ def _kv_widths(parts: Anatomy) -> list[int]:
     """How many numbers each layer adds to the KV cache with each token."""
     config, count = parts.config, len(parts.layers)
     kinds = getattr(config, "layer_types", None) or [None] * count
-    if isinstance(getattr(config, "whole_plan", None), Plan):  # whose kinds are those of cache slots
+    if own_plan(config) is not None:  # whose kinds are those of cache slots
         kinds = [None] * count
     reused = getattr(config, "num_kv_shared_layers", None) or 0  # the last layers read those of others
     return [

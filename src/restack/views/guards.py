@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from restack.errors import ViewError
+from restack.plans import own_plan
 from restack.views.anatomy import Anatomy, anatomy
 from restack.views.frozen_config import FROZEN, UNSAVED
 
@@ -142,7 +143,7 @@ def _teach_saving() -> None:
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = signature.bind(self, *args, **kwargs)
         with_adapters = getattr(self, "_hf_peft_config_loaded", False)  # which alone are saved
-        says_it_all = hasattr(self.config, "whole_plan") and not vars(self.config).get(UNSAVED)
+        says_it_all = own_plan(self.config) is not None and not vars(self.config).get(UNSAVED)
         if PLAN in vars(self) and not with_adapters and not says_it_all:
             parts = anatomy(self)
             _refuse_what_no_checkpoint_says(self, parts)

@@ -11,14 +11,14 @@ from typing import Any
 from torch import nn
 
 from restack.errors import ViewError
-from restack.plans import Plan
+from restack.plans import Plan, own_plan
 from restack.views import scaling
-from restack.views.anatomy import anatomy
+from restack.views.anatomy import anatomy, copied_layer
 
 
 def runs_plans(model: Any) -> bool:
     """Whether a model runs a plan by itself."""
-    return isinstance(getattr(getattr(model, "config", None), "whole_plan", None), Plan)
+    return own_plan(getattr(model, "config", None)) is not None
 
 
 def visit_count(model: Any) -> int:
@@ -53,8 +53,7 @@ def unrolled(model: Any, plan: Plan, memo: dict[Any, Any]) -> Any:
     result = copy.deepcopy(model, memo)
     common = {id(copied) for copied in memo.values()}
     for visit in whole.visits:
-        own_memo = {**memo, "torch": dict(memo.get("torch", {}))}
-        layer = copy.deepcopy(parts.layers[visit.layer], own_memo)
+        layer = copied_layer(parts.layers[visit.layer], memo)
         scaling.scale(layer, visit.scale, parts.path, common)
         layers.append(layer)
     visits = (replace(visit, layer=number, scale=()) for number, visit in enumerate(whole.visits))
