@@ -4,11 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from restack.conversion import materialise
     from restack.errors import ModelError, PlanError, RestackError, UsageError, ViewError
     from restack.plans import Plan, Visit, plan
     from restack.recipes import open, save
-    from restack.views import sling, slung, unsling, verify, view
+    from restack.views import materialise, sling, slung, unsling, verify, view
 
 __version__ = "0.1.0"
 
@@ -20,7 +19,7 @@ _HOME = {
     "UsageError": "restack.errors",
     "ViewError": "restack.errors",
     "Visit": "restack.plans",
-    "materialise": "restack.conversion",
+    "materialise": "restack.views",
     "open": "restack.recipes",
     "plan": "restack.plans",
     "save": "restack.recipes",

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from restack import __version__
+from restack.cli import convert_app, train_app
 from restack.cli import options as o
 
 app = typer.Typer(
@@ -205,3 +206,7 @@ def demo(
     from restack.cli import demo
 
     demo.run(out, probes)
+
+
+app.add_typer(convert_app.app, name="convert", rich_help_panel=MAKE)
+app.command(rich_help_panel=MAKE)(train_app.train)

@@ -54,7 +54,7 @@ class Source:
     def config(self) -> Any:
         if sys.stderr.isatty() and not self.reference.is_local:  # the hub may keep us waiting
             print(f"looking for {self.reference.model} on the hub", file=sys.stderr, flush=True)
-        return recipes.open_config(self.reference, **self._hub)
+        return recipes.open_config(self.reference, **self.hub)
 
     @cached_property
     def plan(self) -> plans.Plan:
@@ -90,18 +90,19 @@ class Source:
     def load(self) -> tuple[Any, Any, Any]:
         """The base model, the view of it that is asked for (or the base itself), and the tokenizer."""
         plan = self.plan
-        tokenizer = recipes.open_tokenizer(self.reference, **self._hub)
+        tokenizer = recipes.open_tokenizer(self.reference, **self.hub)
         base = self.load_base()
         return base, base if plan.is_identity else views.view(base, plan), tokenizer
 
     def load_base(self) -> Any:
         """The base model, as one of which a view can run the plan."""
-        return recipes.open(self.reference, dtype=self.dtype, device=self.device, plan=self.plan, **self._hub)
+        return recipes.open(self.reference, dtype=self.dtype, device=self.device, plan=self.plan, **self.hub)
 
     def load_empty(self) -> Any:
         """The base model without weights."""
-        return recipes.open_empty(self.reference, dtype=self.dtype, plan=self.plan, **self._hub)
+        return recipes.open_empty(self.reference, dtype=self.dtype, plan=self.plan, **self.hub)
 
     @property
-    def _hub(self) -> dict[str, Any]:
+    def hub(self) -> dict[str, Any]:
+        """How a model of the hub is to be fetched."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}

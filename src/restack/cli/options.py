@@ -11,6 +11,7 @@ from restack.cli.places import check_out
 from restack.cli.text_input import check_argument
 from restack.errors import UsageError
 
+SIZES = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "KB": 10**3, "B": 1}
 TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 
@@ -26,14 +27,32 @@ def _checked_texts(option: typer.CallbackParam, texts: list[str] | None) -> list
     return texts
 
 
-def _checked_model(model: str) -> str:
+def checked_model(model: str) -> str:
     recipes.check_location(recipes.parse_reference(model))
     return model
 
 
-def _checked_new_folder(folder: Path) -> Path:
+def checked_new_folder(folder: Path) -> Path:
     recipes.check_new_folder(folder)
     return folder
+
+
+def checked_size(size: str) -> str:
+    size_in_bytes(size)
+    return size
+
+
+def size_in_bytes(size: str) -> int:
+    """What 5GB, 500MB, 20kB or a bare number of bytes says, in powers of 1000 as transformers has it.
+
+    Raises:
+        UsageError: it is none of these, or nothing.
+    """
+    found = re.fullmatch(r"([0-9]+)(GB|MB|kB|KB|B)?", size, re.ASCII)
+    count = int(found[1]) * SIZES[found[2] or "B"] if found else 0
+    if not count:
+        raise UsageError(f"{size!r} is no size; write 5GB, 500MB or a number of bytes")
+    return count
 
 
 def _checked_weights(weights: str) -> str:
@@ -51,7 +70,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        callback=_checked_model,
+        callback=checked_model,
         help="A folder (Meta's own layout too), a hub id, a mergekit config (.yaml) or [bold]demo[/], the "
         "built-in model (./demo is a folder of that name); MODEL@SPEC is a view of it.",
     ),
@@ -138,7 +157,7 @@ Prompts = Annotated[
 NewFolder = Annotated[
     Path,
     typer.Argument(
-        metavar="FOLDER", callback=_checked_new_folder, help="Where to save; not there yet, or empty."
+        metavar="FOLDER", callback=checked_new_folder, help="Where to save; not there yet, or empty."
     ),
 ]
 Weights = Annotated[

@@ -11,7 +11,9 @@ github.com/meta-llama/llama-models; `convert_llama_weights_to_hf.py` of transfor
 import json
 import math
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,14 @@ class Stored:
         return shapes if self.split else {0: self.shape}
 
 
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A whole tensor that is not read yet, and its bytes."""
+
+    size: int
+    read: Callable[[], torch.Tensor]
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """What params.json says, as keyword arguments of transformers' `LlamaConfig`.
 
@@ -130,8 +140,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def read_weights(folder: Path, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint by their names in transformers' `LlamaForCausalLM`.
 
+    Args, Raises: as `stored_weights`.
+    """
+    return {name: weight.read() for name, weight in stored_weights(folder, settings).items()}
+
+
+def stored_weights(folder: Path, settings: dict[str, Any]) -> dict[str, Weight]:
+    """The weights of a checkpoint by their names in transformers' `LlamaForCausalLM`, not yet read.
+
     Shards are mapped, not read: what a single shard holds in the right order stays on disk until it is used,
-    and beside the result there is at most one joined tensor in memory.
+    and beside what has been read there is at most one joined tensor in memory.
 
     Args:
         folder: of the checkpoint.
@@ -147,11 +165,15 @@ def read_weights(folder: Path, settings: dict[str, Any]) -> dict[str, torch.Tens
     layout = _layout(settings)
     _check_names(shards, layout)
     _check_count(shards, settings["hidden_size"])
-    return {stored.name: _joined(shards, name, stored) for name, stored in layout.items()}
+    itemsize = {name: tensor.element_size() for name, tensor in next(iter(shards.values())).items()}
+    return {
+        stored.name: Weight(math.prod(stored.shape) * itemsize[name], partial(_joined, shards, name, stored))
+        for name, stored in layout.items()
+    }
 
 
 def first_rows(folder: Path, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """How the first row of each tensor begins, as the first shard holds it; by the names of `read_weights`.
+    """How the first row of each tensor begins, as the first shard holds it; by the names of `stored_weights`.
 
     A row is the first in both orders of rows. Hardly anything is read of the file.
 

@@ -26,7 +26,12 @@ FOLDER is this folder, or its id on the hub. `pip install restack` first; `resta
 """
 
 
-def card(plan: Plan, base: str | None, is_on_hub: bool, weights: str) -> str:
+ADAPTED = (
+    "Each visit has an adapter of its own (LoRA), in `adapter`; to load it: `pip install 'restack[train]'`."
+)
+
+
+def card(plan: Plan, base: str | None, is_on_hub: bool, weights: str, is_adapted: bool = False) -> str:
     """README.md of a saved view, as the hub reads it.
 
     Args:
@@ -34,6 +39,7 @@ def card(plan: Plan, base: str | None, is_on_hub: bool, weights: str) -> str:
         base: its name; None if it has none. Not told where there are several.
         is_on_hub: whether that is a hub id.
         weights: "none", "shared" or "full"; or "house", which is full and of a restack-llama.
+        is_adapted: whether an adapter is stored beside the plan.
     """
     several = len(plan.depths) > 1
     title = base.rpartition("/")[2] if base and not several else "A model"
@@ -49,6 +55,8 @@ def card(plan: Plan, base: str | None, is_on_hub: bool, weights: str) -> str:
         f"The plan, as Restack writes it: {_shortened(str(plan))}",
         STORED[weights],
     ]
+    if is_adapted:
+        parts.append(ADAPTED)
     if weights != "full":
         parts += ["## How to load it", LOADING.rstrip()]
     return "\n\n".join(parts) + "\n"

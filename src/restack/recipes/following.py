@@ -23,6 +23,24 @@ MOST_RECIPES = 8  # one over the other: a recipe may name itself as its base
 
 
 @dataclass(frozen=True, slots=True)
+class StoredAdapter:
+    """The adapter of a recipe, whose visits have a LoRA each."""
+
+    recipe: str  # as errors name it
+    location: Location
+    plan: Plan  # of these visits, over the model
+    above: Plan | None = None  # a plan over them, where there is one on top of the recipe
+
+    def below(self, recipe: Recipe) -> "StoredAdapter":
+        """The same over the visits of a recipe that is its recipe's base."""
+        return replace(self, plan=recipe.plan.then(self.plan))
+
+    def then(self, plan: Plan) -> "StoredAdapter":
+        """The same with another plan on top of all there is."""
+        return replace(self, above=plan if self.above is None else self.above.then(plan))
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """The model that a name comes to, and the plan that recipes on the way to it give."""
 
@@ -32,6 +50,7 @@ class Found:
     plan: Plan | None = None  # None: the model as it is
     recipe: str | None = None  # the recipe that names this model, if one does
     fingerprint: Fingerprint | None = None  # of the model that this recipe was saved for
+    adapter: StoredAdapter | None = None  # of a recipe on the way
 
     @property
     def called(self) -> str:
@@ -46,7 +65,8 @@ class Found:
         """
         if self.plan is None:
             return replace(self, plan=plans.plan(spec, self.config))
-        return replace(self, plan=self.plan.then(plans.plan(spec, len(self.plan))))
+        more = plans.plan(spec, len(self.plan))
+        return replace(self, plan=self.plan.then(more), adapter=self.adapter and self.adapter.then(more))
 
     def ready(self, more: Plan | None = None) -> "Found":
         """The same, as a model that can run the plan, and `more` on top of it.
@@ -105,14 +125,13 @@ def find(
 
     Raises:
         ModelError: a recipe cannot be read, or its base is not there or has another config than the one it
-            was saved for; or the model is no decoder-only language model.
+            was saved for; or the model is no decoder-only language model; or two recipes have an adapter.
         PlanError: a recipe's plan is not one for the recipe that is its base.
     """
-    from transformers import AutoConfig
-
     hub = hub or {}
     name = name or location.name
     plan: Plan | None = None
+    adapter: StoredAdapter | None = None
     above: tuple[str, Recipe] | None = None
     for _ in range(MOST_RECIPES):
         recipe, location = read_recipe(location, name, hub)
@@ -120,6 +139,7 @@ def find(
             _refuse_another_config(*above, name, location)
         if recipe is None:
             break
+        adapter = _adapter_of(recipe, location, name, plan, adapter)
         plan = recipe.plan if plan is None else recipe.plan.then(plan)
         above = (name, recipe)
         location = base_of(recipe, location, name, base)
@@ -129,17 +149,36 @@ def find(
     of = None if above is None else above[0]
     called = _called(name, of)
     with told_in_one_line(called, location.is_local):
-        if location.is_metas:
-            from restack.llama.config import RestackLlamaConfig
-
-            config = RestackLlamaConfig.from_pretrained(str(location.folder))
-        else:
-            config = AutoConfig.from_pretrained(
-                location.name, trust_remote_code=trust_remote_code, **{**hub, **location.options}
-            )
+        config = _config_at(location, trust_remote_code, hub)
     refuse_other_kinds(config, called)
     expected = None if above is None else above[1].base.fingerprint
-    return Found(Reference(name), location, config, plan, of, expected)
+    return Found(Reference(name), location, config, plan, of, expected, adapter)
+
+
+def _config_at(location: Location, trust_remote_code: bool, hub: Mapping[str, Any]) -> Any:
+    """The config of the model that is there."""
+    if location.is_metas:
+        from restack.llama.config import RestackLlamaConfig
+
+        return RestackLlamaConfig.from_pretrained(str(location.folder))
+    from transformers import AutoConfig
+
+    options = {**hub, **location.options}
+    return AutoConfig.from_pretrained(location.name, trust_remote_code=trust_remote_code, **options)
+
+
+def _adapter_of(
+    recipe: Recipe, location: Location, name: str, above: Plan | None, found: StoredAdapter | None
+) -> StoredAdapter | None:
+    """The adapter that there is with this recipe too, below those that were followed."""
+    if recipe.adapter is None:
+        return None if found is None else found.below(recipe)
+    if found is not None:
+        raise ModelError(
+            f"{found.recipe} has an adapter, and so has {name} below it; one can be put on: save the latter "
+            "with weights='full', which merges its own, and use that"
+        )
+    return StoredAdapter(name, location.relative(recipe.adapter), recipe.plan, above)
 
 
 def read_recipe(
@@ -198,10 +237,20 @@ def config_of_view(found: Found) -> Any:
     config = copy.deepcopy(found.config)
     if (own := own_plan(config)) is not None:  # its layers are stored once
         config.plan = str(own.then(found.plan))
+        if found.adapter is not None:  # and there, one for each visit that has an adapter
+            unrolled = _unrolled(own.then(found.adapter.plan))
+            config.num_hidden_layers = len(unrolled)
+            config.plan = str(unrolled.then(found.adapter.above) if found.adapter.above else unrolled)
         return config
     decoder = config.get_text_config(decoder=True)
     reordered(decoder, found.plan.order).apply(decoder)
     return config
+
+
+def _unrolled(plan: Plan) -> Plan:
+    """The plan over layers of which each visit has its own."""
+    visits = (replace(visit, layer=number, scale=()) for number, visit in enumerate(plan.visits))
+    return Plan(tuple(visits), (len(plan),))
 
 
 def _refuse_another_config(recipe_name: str, recipe: Recipe, name: str, location: Location) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restack.errors import ModelError, ViewError
@@ -34,7 +35,8 @@ def open(
     """Load the model that a reference names; a view of it if the reference has a spec or names a recipe.
 
     A folder in Meta's own layout is opened as restack-llama; so is a model of Llama's family (llama, mistral,
-    qwen2, qwen3) whose plan has visits that read the keys and values of a visit above them.
+    qwen2, qwen3) whose plan has visits that read the keys and values of a visit above them. The adapter of a
+    recipe that has one is put on, for inference; `open_without_adapter` is for training it.
 
     Args:
         reference: a hub id, a folder, a recipe (the folder or hub id of one), a mergekit config (.yaml) with
@@ -52,10 +54,10 @@ def open(
         ModelError: there is no such model, it is no decoder-only language model that transformers knows, its
             weights are not those that its config says, or do not fit in free memory (those that are still to
             be fetched from the hub are not checked); or a recipe is of a newer version, its base is not
-            there, or is another model than it was saved for.
+            there, or is another model than it was saved for; or it has an adapter, and peft is not installed.
         PlanError, ViewError: the spec is not one for this model.
     """
-    from restack.views import runnable, view
+    from restack.views import runnable
 
     reference = _parsed(reference)
     if reference.is_merge:
@@ -65,16 +67,57 @@ def open(
         own = merge.dtype_for(dtype)
         open_empty(reference, dtype=own, trust_remote_code=trust_remote_code)  # or refused, in seconds
         return merge.view(lambda m: open(m, dtype=own, device=device, trust_remote_code=trust_remote_code))
-    torch_dtype, torch_device = _dtype(dtype), _device(device)
-    found = find_reference(reference, revision, trust_remote_code, base)
-    if reference.spec is not None:
-        found = found.then(reference.spec)
-    found = found.ready(plan)  # what views cannot do is told before the weights are read
-    check_memory(found.model, found.config, torch_dtype, torch_device, found.location.revision)
-    model, _ = _load(found, dtype=torch_dtype, trust_remote_code=trust_remote_code)
-    with told_in_one_line(found.called, found.location.is_local):
-        model = model.to(torch_device).eval()
-    return model if found.plan is None else view(model, found.plan)
+    found = _found(reference, revision, trust_remote_code, base).ready(plan)
+    return _viewed(found, _base_model(found, dtype, device, trust_remote_code))
+
+
+def open_without_adapter(
+    reference: str | Reference,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    base: str | None = None,
+) -> tuple[Any, Path | None]:
+    """As `open`, and the adapter that the model has is not put on: it can be trained further.
+
+        model, folder = open_without_adapter(recipe)
+        if folder is not None:
+            model = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+    Returns:
+        The model, and the folder with peft's files; None if it has no adapter. Of a restack-llama that has
+        one, the model has a layer object for each visit, as the adapter's names count them.
+
+    Raises:
+        ModelError, PlanError, ViewError: as `open` does; or the reference has an adapter and a spec on top,
+            whose visits share what the adapter holds.
+    """
+    reference = _parsed(reference)
+    if reference.is_merge:
+        opened = open(
+            reference,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            base=base,
+        )
+        return opened, None
+    found = _found(reference, revision, trust_remote_code, base).ready()
+    if found.adapter is not None and found.adapter.above is not None:
+        raise ModelError(
+            f"the adapter of {found.adapter.recipe} is of its own visits, and {reference} runs them in "
+            "another order; open the recipe itself"
+        )
+    folder = None
+    if found.adapter is not None:
+        from restack.recipes.adapters import adapter_folder
+
+        folder = adapter_folder(found.adapter.location)
+    model = _base_model(found, dtype, device, trust_remote_code)
+    return _viewed(found, model, with_adapter=False), folder
 
 
 def open_config(
@@ -101,14 +144,14 @@ def open_empty(
 ) -> Any:
     """The model that a reference names, without weights (on the meta device): only its config is read.
 
-    Where views of it cannot run `plan`, it is the model all the same.
+    Where views of it cannot run `plan`, it is the model all the same. An adapter is left out.
     """
     reference = _parsed(reference)
     if reference.is_merge:
         merge = _merge(reference, revision)
         own = merge.dtype_for(dtype)
         return merge.view(lambda model: open_empty(model, dtype=own, trust_remote_code=trust_remote_code))
-    torch_dtype = _dtype(dtype)
+    torch_dtype = dtype_named(dtype)
     found = find_reference(reference, revision, trust_remote_code).ready()
     with suppress(ViewError):
         found = found.ready(plan)
@@ -160,16 +203,17 @@ def load_view(
         hub: how to reach the hub: cache_dir, token...
         output_loading_info: return the view, and what was unexpected in the base's weights.
     """
-    from restack.views import view
-
     found = find(location, trust_remote_code=bool(kwargs.get("trust_remote_code")), hub=hub).ready()
     model, info = _load(found, *args, **{**hub, **kwargs})
-    result = model if found.plan is None else view(model, found.plan)
+    result = _viewed(found, model, hub=hub)
     return (result, info) if output_loading_info else result
 
 
 def build_view(location: Location, settings: Mapping[str, Any], **kwargs: Any) -> Any:
-    """The view that a recipe describes over a base with random weights, and these settings in its config."""
+    """The view that a recipe describes over a base with random weights, and these settings in its config.
+
+    An adapter is left out.
+    """
     found = find(location).ready()
     for name, value in settings.items():
         setattr(found.config, name, value)
@@ -228,6 +272,38 @@ def _parsed(reference: str | Reference) -> Reference:
     return parsed
 
 
+def _found(reference: Reference, revision: str | None, trust_remote_code: bool, base: str | None) -> Found:
+    """What a reference, with its spec, comes to."""
+    found = find_reference(reference, revision, trust_remote_code, base)
+    return found if reference.spec is None else found.then(reference.spec)
+
+
+def _base_model(found: Found, dtype: str, device: str, trust_remote_code: bool) -> Any:
+    """The model that plans are over, with its weights, on its device."""
+    torch_dtype, torch_device = dtype_named(dtype), _device(device)
+    check_memory(found.model, found.config, torch_dtype, torch_device, found.location.revision)
+    model, _ = _load(found, dtype=torch_dtype, trust_remote_code=trust_remote_code)
+    with told_in_one_line(found.called, found.location.is_local):
+        return model.to(torch_device).eval()
+
+
+def _viewed(
+    found: Found, model: Any, *, with_adapter: bool = True, hub: Mapping[str, Any] | None = None
+) -> Any:
+    """The view of a model that recipes and a spec ask for; the model itself if they ask for none."""
+    from restack.views import view
+
+    adapter = found.adapter
+    if adapter is None:
+        return model if found.plan is None else view(model, found.plan)
+    from restack.recipes.adapters import put_on, visits_apart
+
+    result = visits_apart(view(model, adapter.plan))
+    if with_adapter:
+        put_on(result, adapter.location, adapter.recipe, hub)
+    return result if adapter.above is None else view(result, adapter.above)
+
+
 def _load(found: Found, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     """The model with its weights, and what was found of them, once they are known to be all there."""
     from transformers import AutoModelForCausalLM
@@ -261,14 +337,13 @@ def _built(found: Found, **kwargs: Any) -> Any:
     """The model with random weights, or on the meta device with none; its view, if there is a plan."""
     from transformers import AutoModelForCausalLM
 
-    from restack.views import view
-
     with told_in_one_line(found.called, found.location.is_local):
         model = AutoModelForCausalLM.from_config(found.config, **kwargs)
-    return model if found.plan is None else view(model, found.plan)
+    return _viewed(found, model, with_adapter=False)
 
 
-def _dtype(name: str) -> "torch.dtype | str":
+def dtype_named(name: str) -> "torch.dtype | str":
+    """The dtype of a name; "auto" as it is."""
     import torch
 
     if name not in DTYPES:

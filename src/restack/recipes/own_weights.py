@@ -26,7 +26,7 @@ def changed_weight(model: Any, plan: Plan, location: Location) -> str | None:
         return None
     if not all(isinstance(conversion, WeightRenaming) for conversion in converted):
         return None
-    held = _by_name_in_base(model, plan)
+    held = _by_name_in_base(model, plan, location)
     if location.is_metas:
         return _changed_from_metas(held, location)
     stored = {name: tensor for name, tensor in stored_tensors(location).items() if tensor.dtype in DTYPES}
@@ -59,18 +59,34 @@ def _changed_from_metas(held: dict[str, torch.Tensor], location: Location) -> st
     return None
 
 
-def _by_name_in_base(model: Any, plan: Plan) -> dict[str, torch.Tensor]:
+def _by_name_in_base(model: Any, plan: Plan, location: Location) -> dict[str, torch.Tensor]:
     """The parameters of a view by the names they have in its base."""
     from restack.views.anatomy import anatomy
     from restack.views.planned import runs_plans
 
     path = f"{anatomy(model).path}."
     held = {}
-    if runs_plans(model) and not any(visit.scale for visit in plan.visits):  # stored once, under their names
-        return dict(model.named_parameters())
+    if runs_plans(model):
+        if not _runs_each_once(model.config):  # they are stored once, under their names
+            return dict(model.named_parameters())
+        plan = _over_layers(plan, location)
     for name, tensor in model.named_parameters(remove_duplicate=False):
         if name.startswith(path):
             visit, _, rest = name.removeprefix(path).partition(".")
             name = f"{path}{plan.visits[int(visit)].layer}.{rest}"
         held[name] = tensor
     return held
+
+
+def _runs_each_once(config: Any) -> bool:
+    """Whether each visit of a model that runs plans has a layer of its own, as in an unrolled copy."""
+    return bool(config.whole_plan.order == tuple(range(config.num_hidden_layers)))
+
+
+def _over_layers(plan: Plan, location: Location) -> Plan:
+    """A plan over the visits of a stored model that runs plans, as one over its layers."""
+    from restack.plans import own_plan
+    from restack.recipes.following import find
+
+    own = own_plan(find(location).config)
+    return plan if own is None else own.then(plan)

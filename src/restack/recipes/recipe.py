@@ -9,7 +9,8 @@ from restack.plans import Plan
 from restack.recipes.fingerprint import Fingerprint
 
 MODEL_TYPE = "restack"  # of the config.json; transformers finds our classes by it
-FORMAT = 1
+FORMAT, ADAPTED_FORMAT = 1, 2  # an older Restack is to refuse a recipe with an adapter, not to leave it out
+ADAPTER = "./adapter"  # beside the recipe's config.json: peft's files
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +25,21 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A plan and its base."""
+    """A plan and its base, and perhaps an adapter."""
 
     base: Base
     plan: Plan
+    adapter: str | None = None  # ADAPTER, if the visits have a LoRA
 
     def to_json(self) -> dict[str, Any]:
         """What `config.json` says; `from_json` reads it back."""
         from restack import __version__
 
         base, found = self.base, self.base.fingerprint
+        adapter = {} if self.adapter is None else {"adapter": self.adapter}
         return {
             "model_type": MODEL_TYPE,
-            "recipe_format": FORMAT,
+            "recipe_format": ADAPTED_FORMAT if adapter else FORMAT,
             "restack_version": __version__,
             "base": {
                 "name": base.name,
@@ -49,6 +52,7 @@ class Recipe:
                 },
             },
             "plan": self.plan.to_json(),
+            **adapter,
         }
 
     @classmethod
@@ -63,15 +67,15 @@ class Recipe:
             ModelError: it was written by a newer Restack, or is no recipe.
         """
         written = value.get("recipe_format")
-        if isinstance(written, int) and written > FORMAT:
+        if isinstance(written, int) and written > ADAPTED_FORMAT:
             by = value.get("restack_version")
             raise ModelError(
                 f"{where} is a recipe of format {written}, written by restack {by}, and this restack reads "
-                f"{FORMAT}; install a newer one: pip install -U restack"
+                f"{ADAPTED_FORMAT}; install a newer one: pip install -U restack"
             )
         match value:
             case {
-                "recipe_format": 1,
+                "recipe_format": 1 | 2,
                 "base": {
                     "name": str(name),
                     "revision": str() | None as revision,
@@ -83,7 +87,7 @@ class Recipe:
                     },
                 },
                 "plan": plan,
-            } if name.strip():
+            } if name.strip() and value.get("adapter") == (ADAPTER if written == ADAPTED_FORMAT else None):
                 base = Base(name, revision, Fingerprint(config, tensors, samples), subfolder)
             case _:
                 raise ModelError(
@@ -91,6 +95,6 @@ class Recipe:
                     "restack.save writes them; save the view again"
                 )
         try:
-            return cls(base, Plan.from_json(plan))
+            return cls(base, Plan.from_json(plan), value.get("adapter"))
         except PlanError as error:
             raise ModelError(f"the plan of the recipe {where} cannot be read: {error}") from None

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restack import demo
 from restack.errors import ModelError, PlanError, UsageError, ViewError
@@ -12,8 +12,11 @@ from restack.recipes.card import card
 from restack.recipes.fingerprint import fingerprint
 from restack.recipes.location import CONFIG, Location
 from restack.recipes.new_folder import new_folder
-from restack.recipes.recipe import Base, Recipe
-from restack.recipes.reference import Reference
+from restack.recipes.recipe import ADAPTER, Base, Recipe
+from restack.recipes.reference import HUB_ID, Reference
+
+if TYPE_CHECKING:
+    from restack.recipes.adapters import Adapted
 
 WEIGHTS = ("none", "shared", "full")
 BASE = "base"  # the folder in a recipe that keeps its own weights
@@ -34,14 +37,15 @@ def save(model: Any, folder: str | Path, *, weights: str = "none") -> Path:
         weights: "none" stores a recipe: the plan, the name and a fingerprint of the base, and a model card,
             under 10 kB. "shared" stores each layer that is visited once, beside the plan. "full" stores a
             checkpoint with the weights of every visit, which loads without Restack, unless the model is a
-            restack-llama itself.
+            restack-llama itself. A LoRA of peft on the visits is stored beside the plan, in peft's own files;
+            with "full", each is merged into the weights of its visit.
 
     Returns:
         The folder.
 
     Raises:
         ModelError: for a recipe, the base has no name or its files are not here, or its weights were changed
-            after they were loaded; adapters cannot be stored.
+            after they were loaded; there are several adapters, or one that is no plain LoRA.
         ViewError: no checkpoint can say what the view is.
         UsageError: the folder cannot be made, or is not empty.
     """
@@ -49,20 +53,22 @@ def save(model: Any, folder: str | Path, *, weights: str = "none") -> Path:
 
     if weights not in WEIGHTS:
         raise UsageError(f"weights is {weights!r}; write one of {', '.join(WEIGHTS)}")
+    adapted = _adapted(model)
+    if adapted is not None:
+        model = adapted.bare()
     plan = _plan(model)
     location = _loaded_from(model, plan)
-    _refuse_adapters(model)
     with new_folder(Path(folder)) as place:
         if weights == "shared":
-            _save_shared(model, plan, place)
+            _save_shared(model, plan, place, adapted)
         elif weights == "full":
-            _save_full(model, plan, place)
+            _save_full(model, plan, place, adapted)
         else:
-            _write_recipe(place, plan, _kept(model, plan, location))
+            _write_recipe(place, plan, _kept(model, plan, location), adapted)
         if weights != "none" and location is not None:
             _save_tokenizer(location, place / BASE if weights == "shared" else place)
         stored = "house" if weights == "full" and runs_plans(model) else weights
-        _write_about(place, plan, location, stored, model.dtype)
+        _write_about(place, plan, location, stored, model.dtype, adapted is not None)
     return Path(folder)
 
 
@@ -75,6 +81,8 @@ def save_recipe(
     trust_remote_code: bool = False,
 ) -> Path:
     """Save the recipe of a view without loading its base: only the config and a little of the files are read.
+
+    A recipe with an adapter is loaded: it is stored anew, for the visits of the plan.
 
     Args:
         reference: of the base, without a spec; or of a recipe, and then the plan's layers are its visits.
@@ -91,9 +99,13 @@ def save_recipe(
         UsageError: the folder cannot be made, or is not empty.
     """
     from restack.recipes.opening import build_empty, find_reference
+    from restack.recipes.opening import open as load
     from restack.views import view
 
     found = find_reference(reference, revision, trust_remote_code).ready(plan)
+    if found.adapter is not None:
+        loaded = load(reference, revision=revision, trust_remote_code=trust_remote_code)
+        return save(view(loaded, plan), folder)
     whole = plan if found.plan is None else found.plan.then(plan)
     view(build_empty(replace(found, plan=None), trust_remote_code=trust_remote_code), whole)
     location = _absolute(found.location)
@@ -113,13 +125,13 @@ def _plan(model: Any) -> Plan:
     return Plan.of(range(layers), layers) if plan is None else plan
 
 
-def _refuse_adapters(model: Any) -> None:
-    if getattr(model, "peft_config", None):
-        raise ModelError(
-            "the model has adapters of peft, which a saved view does not hold; merge them first "
-            "(merge_and_unload) and store the weights with weights='full', or save them beside it "
-            "(save_pretrained)"
-        )
+def _adapted(model: Any) -> "Adapted | None":
+    """What is adapted of a model, if anything is; peft is not looked for otherwise."""
+    if not getattr(model, "peft_config", None):
+        return None
+    from restack.recipes.adapters import Adapted
+
+    return Adapted.of(model)
 
 
 def _loaded_from(model: Any, plan: Plan) -> Location | None:
@@ -181,17 +193,26 @@ def _base(location: Location) -> Base:
     return Base(_name(location), location.revision, fingerprint(location), location.subfolder)
 
 
-def _write_recipe(place: Path, plan: Plan, base: Base) -> None:
-    text = json.dumps(Recipe(base, plan).to_json(), indent=2, ensure_ascii=False)
+def _write_recipe(place: Path, plan: Plan, base: Base, adapted: "Adapted | None" = None) -> None:
+    recipe = Recipe(base, plan, ADAPTER if adapted else None)
+    text = json.dumps(recipe.to_json(), indent=2, ensure_ascii=False)
     (place / CONFIG).write_text(text + "\n", encoding="utf-8")
+    if adapted is not None:  # which is not to tell where on this machine the base is
+        is_on_hub = HUB_ID.fullmatch(base.name) and base.name[0] != "." and not Location(base.name).is_local
+        adapted.write(place / ADAPTER, base.name if is_on_hub else None)
 
 
-def _write_about(place: Path, plan: Plan, location: Location | None, weights: str, dtype: Any) -> None:
-    """The model card, and the plan as mergekit reads it, if mergekit can say it."""
+def _write_about(
+    place: Path, plan: Plan, location: Location | None, weights: str, dtype: Any, is_adapted: bool = False
+) -> None:
+    """The model card, and the plan as mergekit reads it, if mergekit can say it: it knows no adapters."""
     name = None if location is None else _name(location)
     is_on_hub = location is not None and not location.is_local
-    text = card(plan, name and Path(name).name if not is_on_hub else name, is_on_hub, weights)
-    (place / CARD).write_text(text, encoding="utf-8")
+    shown = name and Path(name).name if not is_on_hub else name
+    keeps_adapter = is_adapted and weights in ("none", "shared")
+    (place / CARD).write_text(card(plan, shown, is_on_hub, weights, keeps_adapter), encoding="utf-8")
+    if is_adapted:
+        return
     try:
         merge = write_mergekit(plan, [name], str(dtype or "float32").removeprefix("torch.")) if name else ""
     except PlanError:
@@ -200,19 +221,27 @@ def _write_about(place: Path, plan: Plan, location: Location | None, weights: st
         (place / MERGE).write_text(merge, encoding="utf-8")
 
 
-def _save_shared(model: Any, plan: Plan, place: Path) -> None:
-    from restack.conversion.layers_once import layers_once
+def _save_shared(model: Any, plan: Plan, place: Path, adapted: "Adapted | None") -> None:
+    from restack.views.layers_once import layers_once
+    from restack.views.planned import runs_plans
 
+    if adapted is not None and runs_plans(model):
+        from restack.recipes.adapters import layers_shared
+
+        model = layers_shared(model)
     once, plan = layers_once(model, plan)
     type(once).save_pretrained(once, place / BASE)
-    _write_recipe(place, plan, Base(f"./{BASE}", None, fingerprint(Location(str(place / BASE)))))
+    base = Base(f"./{BASE}", None, fingerprint(Location(str(place / BASE))))
+    _write_recipe(place, plan, base, adapted)
 
 
-def _save_full(model: Any, plan: Plan, place: Path) -> None:
-    from restack.conversion import materialise
+def _save_full(model: Any, plan: Plan, place: Path, adapted: "Adapted | None") -> None:
+    from restack.views import materialise
 
     try:
         whole = materialise(model, Plan.of(range(len(plan)), len(plan)))
+        if adapted is not None:
+            adapted.merge_into(whole)
         whole.save_pretrained(place)
     except ViewError as error:
         raise ViewError(f"this view cannot be a checkpoint of its own: {error}") from None

@@ -8,5 +8,16 @@ from restack.runtime.generation import (
     generate,
     generate_all,
 )
+from restack.runtime.perplexity import Perplexity, perplexity, sample_text
 
-__all__ = ["ContextFull", "Sampling", "check_room", "context_length", "generate", "generate_all"]
+__all__ = [
+    "ContextFull",
+    "Perplexity",
+    "Sampling",
+    "check_room",
+    "context_length",
+    "generate",
+    "generate_all",
+    "perplexity",
+    "sample_text",
+]

@@ -3,6 +3,7 @@
 from restack.views.arranging import runnable
 from restack.views.build import view
 from restack.views.in_place import sling, slung, unsling
+from restack.views.merge import materialise
 from restack.views.verification import Verification, verify
 
-__all__ = ["Verification", "runnable", "sling", "slung", "unsling", "verify", "view"]
+__all__ = ["Verification", "materialise", "runnable", "sling", "slung", "unsling", "verify", "view"]

@@ -1,6 +1,5 @@
 """Where a loaded decoder keeps its layers, its config, and the number each layer believes it has."""
 
-import copy
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from restack.errors import ViewError
+from restack.views.bound import copied
 
 INDEX_NAME = re.compile(r"(layer|block)_?(idx|id|index|number|num)")
 
@@ -82,7 +82,7 @@ def copied_layer(layer: nn.Module, memo: dict[Any, Any]) -> nn.Module:
     """A copy of a layer for one visit; what `memo`, of `copy.deepcopy`, holds is shared."""
     # torch keeps the storages that it copied in the memo's memo: one for each visit, too.
     own_memo: dict[Any, Any] = {**memo, "torch": dict(memo.get("torch", {}))}
-    return copy.deepcopy(layer, own_memo)
+    return copied(layer, own_memo)
 
 
 def has_weights(model: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from restack import plans
 from restack.errors import ViewError
 from restack.views import by_place, configuration, damping, planned, scaling, sliding
 from restack.views.anatomy import Anatomy, anatomy, copied_layer
-from restack.views.bound import left_out, refuse_bound_functions, take_scales
+from restack.views.bound import copied, left_out, refuse_bound_functions, take_scales
 from restack.views.frozen_config import UNSAVED, freezing
 from restack.views.guards import PLAN, unguarded
 
@@ -76,7 +76,7 @@ def arranged_copy(model: Model, plan: Any, *, share_tensors: bool) -> Model:
     config = _copy_of_config(model, parts, memo)
     copy.deepcopy(ready.settings).apply(config)
     own_layers = _empty_copy(parts.layers, memo)
-    result = copy.deepcopy(model, memo)
+    result = copied(model, memo)
     _refuse_strays(model, parts, memo)
     own_layers.extend(visits(ready, memo))
     if sliding.SLIDING in ready.kinds:
@@ -104,7 +104,7 @@ def _planned_copy(model: Any, plan: Any, share_tensors: bool) -> Any:
     memo = _memo(model, share_tensors)
     is_scaled = any(visit.scale for visit in plan.visits)
     if share_tensors and not is_scaled:
-        result = copy.deepcopy(model, memo)
+        result = copied(model, memo)
         planned.set_plan(result, plan)
     else:
         result = planned.unrolled(model, plan, memo)

@@ -1,9 +1,10 @@
 """Functions put on a module that are bound to it from inside: copies would call the original."""
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Mapping
 from functools import partial
-from types import FunctionType, MethodType
-from typing import Any
+from types import CellType, FunctionType, MethodType
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -13,6 +14,44 @@ from restack.errors import ViewError
 COMPILED = ("_compiled_call", "_last_compile_config")
 # What accelerate puts before a dispatched model's methods, to warn whoever moves it.
 MOVING = ("to", "cuda", "mlu", "musa", "npu", "sdaa", "xpu")
+# Where the functions are from that transformers puts in the place of a layer's `forward` when the weights are
+# spread over processes. They hold that layer, and nothing of it that a copy could not have of its own.
+PARALLEL = ("transformers.distributed.tensor_parallel", "transformers.distributed.expert_parallel")
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def copied(module: Module, memo: dict[Any, Any]) -> Module:
+    """A deep copy, with the functions of parallel layers bound to the copies.
+
+    Args:
+        module: what is copied.
+        memo: of `copy.deepcopy`: what is in it is shared; what was copied is entered.
+    """
+    result = copy.deepcopy(module, memo)
+    for part in module.modules():
+        forward, own = vars(part).get("forward"), memo.get(id(part), part)
+        if own is not part and _is_parallel(forward):
+            vars(own)["forward"] = _rebound(forward, memo)
+    return result
+
+
+def _is_parallel(value: Any) -> bool:
+    return isinstance(value, FunctionType) and value.__globals__["__name__"] in PARALLEL
+
+
+def _rebound(value: Any, memo: Mapping[int, Any]) -> Any:
+    """What a function holds, or the function, with copies in the place of modules."""
+    if isinstance(value, nn.Module):
+        return memo.get(id(value), value)
+    if isinstance(value, MethodType):
+        return MethodType(value.__func__, _rebound(value.__self__, memo))
+    if not _is_parallel(value):
+        return value
+    cells = tuple(CellType(_rebound(cell.cell_contents, memo)) for cell in value.__closure__ or ())
+    result = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+    result.__kwdefaults__ = value.__kwdefaults__
+    return result
 
 
 def left_out(module: nn.Module) -> list[str]:
@@ -46,12 +85,12 @@ def refuse_bound_functions(modules: Iterable[tuple[str, nn.Module]]) -> None:
         ViewError: some attribute of a module is such a function.
     """
     named = list(modules)
-    copied = {id(module) for _, module in named}
+    originals = {id(module) for _, module in named}
     for path, module in named:
         state: dict[str, Any] = module.__getstate__()  # type: ignore[no-untyped-call]
         without = left_out(module)
         for name, value in state.items():  # what deepcopy copies of it
-            if name not in without and _is_bound(value, copied):
+            if name not in without and not _is_parallel(value) and _is_bound(value, originals):
                 place = ".".join(filter(None, (path, name)))
                 raise ViewError(
                     f"{place} of the {type(module).__name__} was replaced by a function that is bound to the "

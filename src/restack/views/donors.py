@@ -119,14 +119,14 @@ def _take_what_comes_after(trunk: nn.Module, last: nn.Module) -> None:
 
     A head that is tied to the embedding stays so.
     """
-    for path, names in _used_after_layers(trunk).items():
+    for path, names in used_after_layers(trunk).items():
         ours, theirs = trunk.get_submodule(path), last.get_submodule(path)
         for name in names:
             held = ours._parameters if name in ours._parameters else ours._buffers
             held[name] = getattr(theirs, name)
 
 
-def _used_after_layers(model: nn.Module) -> dict[str, list[str]]:
+def used_after_layers(model: nn.Module) -> dict[str, list[str]]:
     """The tensors, by the path of their module, of what runs after the last layer and not before the first.
 
     Where modules stand in a model does not tell: some list the final norm before the layers, or call it an

@@ -4,7 +4,6 @@ Their layers are stored once. A view is another plan over the same layers. Only 
 in their weights, or each is to have its own, is there one layer object a visit.
 """
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from restack.errors import ViewError
 from restack.plans import Plan, own_plan
 from restack.views import scaling
 from restack.views.anatomy import anatomy, copied_layer
+from restack.views.bound import copied
 
 
 def runs_plans(model: Any) -> bool:
@@ -50,7 +50,7 @@ def unrolled(model: Any, plan: Plan, memo: dict[Any, Any]) -> Any:
     whole = model.config.whole_plan.then(plan)
     scaling.check(whole, parts.layers, parts.path)
     memo[id(parts.layers)] = layers = nn.ModuleList()
-    result = copy.deepcopy(model, memo)
+    result = copied(model, memo)
     common = {id(copied) for copied in memo.values()}
     for visit in whole.visits:
         layer = copied_layer(parts.layers[visit.layer], memo)

@@ -111,7 +111,7 @@ def scale(layer: nn.Module, filters: Scale, path: str, common: Collection[int]) 
     chosen: dict[str, Factors] = {}
     for where, own, tensor, module in _tensors(layer):
         name = _joined(where, own)
-        factor = _factor(_full(path, name), filters)
+        factor = factor_of(_full(path, name), filters)
         if factor == 1:
             continue
         if "lora_" in name:
@@ -197,7 +197,8 @@ def _of_weight_and_bias(module: Scaled) -> tuple[float, float]:
     return module.restack_factors.get("weight", 1.0), module.restack_factors.get("bias", 1.0)
 
 
-def _factor(name: str, filters: Scale) -> float:
+def factor_of(name: str, filters: Scale) -> float:
+    """What the tensor of a name, with `*` for the layer's number, is multiplied by."""
     return next((factor for wanted, factor in filters if wanted == "*" or wanted in name), 1.0)
 
 

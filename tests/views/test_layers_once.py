@@ -3,7 +3,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3nForCausalLM, Gemma3nTextConfig
 
 import restack
-from restack.conversion.layers_once import layers_once
+from restack.views.layers_once import layers_once
 from restack.plans import Plan
 from tests.recipes.tiny import logits, saved_llama
 from tests.views.architectures import copy_weights

@@ -1,0 +1,38 @@
+"""`restack convert fold`: layers folded into fewer that run in a cycle, with a LoRA for each visit."""
+
+from pathlib import Path
+from typing import Any
+
+from restack import recipes
+from restack.cli.loading import Source
+from restack.cli.units import in_bytes
+from restack.conversion.fold import checked_cycle, folded
+from restack.plans.pointing import counted
+from restack.recipes.saving import BASE
+
+
+def run(source: Source, block: str | None, loops: int, init: str, rank: int, folder: Path) -> None:
+    """Fold the model that is asked for, save it with its tokenizer, and say what was made."""
+    cycle = checked_cycle(len(source.plan), block=block, loops=loops, init=init, rank=rank)
+    _, model, tokenizer = source.load()
+    before, layers = _bytes(model), len(source.plan)
+    found = folded(model, block=block, loops=loops, init=init, rank=rank)
+    del model
+    recipes.save(found.view, folder, weights="shared")
+    tokenizer.save_pretrained(folder / BASE)
+    after, adapters = _bytes(found.view), _bytes(found.view, "lora_")
+    print(f"{folder}: {source.model}, layers {cycle.start}:{cycle.stop} folded into {cycle.length}")
+    print(f"  layers    {layers} -> {found.view.restack_plan.depths[0]}, {found.view.restack_plan}")
+    print(f"  weights   {in_bytes(before)} -> {in_bytes(after - adapters)}")
+    if rank:
+        told = f"{in_bytes(adapters)}, rank {rank}, for {counted(cycle.stop - cycle.start, 'visit')}"
+        print(f"  adapters  {told}; they leave {found.left:.1%} of what the shared matrices lack")
+    print(f"restack chat {folder} talks with it")
+
+
+def _bytes(model: Any, part_of_name: str = "") -> int:
+    """Of the parameters whose names have this in them, those that are shared once."""
+    sizes = {
+        parameter: parameter.nbytes for name, parameter in model.named_parameters() if part_of_name in name
+    }
+    return sum(sizes.values())

@@ -1,0 +1,68 @@
+"""How well a model predicts a text."""
+
+import math
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from restack.errors import UsageError
+from restack.runtime.generation import context_length
+
+WINDOW = 1024  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """What `perplexity` found.
+
+    Attributes:
+        value: exp of the mean negative log-likelihood of a token.
+        tokens: how many were predicted.
+        loss: that mean, in nats.
+    """
+
+    value: float
+    tokens: int
+    loss: float
+
+
+def sample_text() -> str:
+    """The text that models are compared on where no other is given: six hundred words of plain prose."""
+    return files("restack.runtime").joinpath("sample.txt").read_text(encoding="utf-8")
+
+
+@torch.no_grad()
+def perplexity(model: Any, tokenizer: Any, text: str, *, window: int = WINDOW) -> Perplexity:
+    """The perplexity of a model on a text, in windows one after another, each without what is before it.
+
+    Args:
+        model: in evaluation mode, on any device.
+        tokenizer: its tokenizer; what it puts before a text stands before the first window.
+        text: of two tokens or more.
+        window: tokens that are read at once; no more than the model's context. The first of each window is
+            not predicted.
+
+    Raises:
+        UsageError: the text has fewer than two tokens, or one that the model does not know.
+    """
+    tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
+    if len(tokens) < 2:
+        raise UsageError(f"the text has {len(tokens)} tokens; perplexity needs two or more")
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if int(tokens.max()) >= vocabulary:
+        raise UsageError(
+            f"the tokenizer makes token {int(tokens.max())}, and the model knows {vocabulary}; "
+            "it is another model's"
+        )
+    window = min(window, context_length(model.config) or window)
+    total, count = 0.0, 0
+    for start in range(0, len(tokens) - 1, window):
+        row = tokens[start : start + window][None].to(model.device)  # (1, T)
+        if row.shape[1] > 1:
+            logits = model(row, use_cache=False).logits[0, :-1].float()  # (T - 1, V)
+            total += F.cross_entropy(logits, row[0, 1:], reduction="sum").item()
+            count += row.shape[1] - 1
+    return Perplexity(math.exp(min(total / count, 700)), count, total / count)
