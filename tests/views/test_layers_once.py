@@ -3,8 +3,8 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3nForCausalLM, Gemma3nTextConfig
 
 import restack
-from restack.views.layers_once import layers_once
 from restack.plans import Plan
+from restack.views.layers_once import layers_once
 from tests.recipes.tiny import logits, saved_llama
 from tests.views.architectures import copy_weights
 

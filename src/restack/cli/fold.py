@@ -6,7 +6,7 @@ from typing import Any
 from restack import recipes
 from restack.cli.loading import Source
 from restack.cli.units import in_bytes
-from restack.conversion.fold import checked_cycle, folded
+from restack.conversion.folding import checked_cycle, folded
 from restack.plans.pointing import counted
 from restack.recipes.saving import BASE
 

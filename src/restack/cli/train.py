@@ -14,6 +14,7 @@ from restack.cli.loading import Source
 from restack.cli.units import in_parameters
 from restack.errors import RestackError
 from restack.plans.pointing import counted
+from restack.training.adapters import has_adapters
 from restack.training.documents import check_names
 from restack.training.engine import Job
 from restack.training.folder import Entry, Folder
@@ -156,9 +157,9 @@ def described(entry: Entry) -> str:
 
 def opening(job: Job, done: int) -> list[str]:
     """What is going to be done, in lines."""
-    course, data, settings = job.course, job.data, job.settings
+    course, data = job.course, job.data
     trained = sum(weight.numel() for weight in job.model.parameters() if weight.requires_grad)
-    what = "in adapters" if settings.lora else "in all weights"
+    what = "in adapters" if has_adapters(job.model) else "in all weights"
     rows = f"{counted(len(data.rows), 'row')} of {job.length} tokens"
     kept = 0 if data.evaluation is None else len(data.evaluation)
     skipped = f"; {counted(data.skipped, 'bad line')} skipped" if data.skipped else ""

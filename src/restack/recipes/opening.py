@@ -253,9 +253,12 @@ def load_tokenizer(
 
             return read_tokenizer(location.folder)
         options = {**(hub or {}), **location.options, **kwargs}
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             location.name, *args, trust_remote_code=trust_remote_code, **options
         )
+        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # made up, from the config alone
+            raise ModelError("its files have none; put tokenizer.json beside them")
+        return tokenizer
 
 
 def _merge(reference: Reference, only_of_one_model: str | None) -> Merge:

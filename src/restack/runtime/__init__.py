@@ -8,7 +8,7 @@ from restack.runtime.generation import (
     generate,
     generate_all,
 )
-from restack.runtime.perplexity import Perplexity, perplexity, sample_text
+from restack.runtime.likelihood import Perplexity, perplexity, sample_text
 
 __all__ = [
     "ContextFull",

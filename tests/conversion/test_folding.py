@@ -21,7 +21,7 @@ from transformers import (
 
 import restack
 from restack import recipes
-from restack.conversion.fold import fold, folded
+from restack.conversion.folding import fold, folded
 from restack.errors import ModelError, PlanError, UsageError, ViewError
 from restack.llama import RestackLlamaForCausalLM
 from tests.llama.tiny import model as tiny_house
