@@ -363,25 +363,11 @@ def test_two_adapters_one_over_the_other_are_refused(recipe, tmp_path):
     told(error)
 
 
-def test_an_adapter_is_trained_further(adapted, recipe):
-    model, folder = recipes.open_without_adapter(str(recipe))
-    assert folder == recipe / "adapter" and "lora_" not in str(model)
-    again = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
-    assert torch.equal(logits(again), logits(adapted))
+def test_peft_itself_puts_it_on_a_view_to_train_it_further(adapted, base, recipe):
+    again = peft.PeftModel.from_pretrained(restack.view(base, SPEC), recipe / "adapter", is_trainable=True)
+    assert torch.equal(logits(again.eval()), logits(adapted))
     trained = {name for name, parameter in again.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in again.named_parameters() if "lora_" in name}
-    with pytest.raises(ModelError, match="its own visits") as error:
-        recipes.open_without_adapter(f"{recipe}@::-1")
-    told(error)
-
-
-def test_without_an_adapter_there_is_none_to_train(base, tmp_path, house):
-    model, folder = recipes.open_without_adapter(f"{tmp_path / 'llama'}@{SPEC}")
-    assert folder is None and torch.equal(logits(model), logits(restack.view(base, SPEC)))
-    adapted = lora(one_layer_a_visit(restack.open(house)))
-    model, folder = recipes.open_without_adapter(str(restack.save(adapted, tmp_path / "saved")))
-    again = peft.PeftModel.from_pretrained(model, folder).eval()
-    torch.testing.assert_close(house_logits(again), house_logits(adapted), atol=1e-5, rtol=1e-5)
 
 
 def test_an_adapter_keeps_its_dtype(tmp_path):
@@ -542,5 +528,3 @@ def test_a_recipe_of_the_hub_has_its_adapter_fetched(tmp_path, monkeypatch):
     assert config["base_model_name_or_path"] == "me/base"
     assert torch.equal(logits(restack.open("me/adapted")), logits(adapted))
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained("me/adapted")), logits(adapted))
-    _, folder = recipes.open_without_adapter("me/adapted")
-    assert folder == place / "adapter"

@@ -3,15 +3,7 @@
 from restack.recipes.import_hook import teach_transformers
 from restack.recipes.merges import Merge
 from restack.recipes.new_folder import check_new_folder
-from restack.recipes.opening import (
-    DTYPES,
-    find_reference,
-    open,
-    open_config,
-    open_empty,
-    open_tokenizer,
-    open_without_adapter,
-)
+from restack.recipes.opening import DTYPES, find_reference, open, open_config, open_empty, open_tokenizer
 from restack.recipes.reference import Reference, check_location, parse_reference
 from restack.recipes.saving import WEIGHTS, save, save_recipe
 
@@ -27,7 +19,6 @@ __all__ = [
     "open_config",
     "open_empty",
     "open_tokenizer",
-    "open_without_adapter",
     "parse_reference",
     "save",
     "save_recipe",

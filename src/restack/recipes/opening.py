@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restack.errors import ModelError, ViewError
@@ -36,7 +35,7 @@ def open(
 
     A folder in Meta's own layout is opened as restack-llama; so is a model of Llama's family (llama, mistral,
     qwen2, qwen3) whose plan has visits that read the keys and values of a visit above them. The adapter of a
-    recipe that has one is put on, for inference; `open_without_adapter` is for training it.
+    recipe that has one is put on, for inference.
 
     Args:
         reference: a hub id, a folder, a recipe (the folder or hub id of one), a mergekit config (.yaml) with
@@ -69,55 +68,6 @@ def open(
         return merge.view(lambda m: open(m, dtype=own, device=device, trust_remote_code=trust_remote_code))
     found = _found(reference, revision, trust_remote_code, base).ready(plan)
     return _viewed(found, _base_model(found, dtype, device, trust_remote_code))
-
-
-def open_without_adapter(
-    reference: str | Reference,
-    *,
-    dtype: str = "auto",
-    device: str = "cpu",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    base: str | None = None,
-) -> tuple[Any, Path | None]:
-    """As `open`, and the adapter that the model has is not put on: it can be trained further.
-
-        model, folder = open_without_adapter(recipe)
-        if folder is not None:
-            model = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
-
-    Returns:
-        The model, and the folder with peft's files; None if it has no adapter. Of a restack-llama that has
-        one, the model has a layer object for each visit, as the adapter's names count them.
-
-    Raises:
-        ModelError, PlanError, ViewError: as `open` does; or the reference has an adapter and a spec on top,
-            whose visits share what the adapter holds.
-    """
-    reference = _parsed(reference)
-    if reference.is_merge:
-        opened = open(
-            reference,
-            dtype=dtype,
-            device=device,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            base=base,
-        )
-        return opened, None
-    found = _found(reference, revision, trust_remote_code, base).ready()
-    if found.adapter is not None and found.adapter.above is not None:
-        raise ModelError(
-            f"the adapter of {found.adapter.recipe} is of its own visits, and {reference} runs them in "
-            "another order; open the recipe itself"
-        )
-    folder = None
-    if found.adapter is not None:
-        from restack.recipes.adapters import adapter_folder
-
-        folder = adapter_folder(found.adapter.location)
-    model = _base_model(found, dtype, device, trust_remote_code)
-    return _viewed(found, model, with_adapter=False), folder
 
 
 def open_config(
@@ -291,7 +241,7 @@ def _base_model(found: Found, dtype: str, device: str, trust_remote_code: bool) 
 
 
 def _viewed(
-    found: Found, model: Any, *, with_adapter: bool = True, hub: Mapping[str, Any] | None = None
+    found: Found, model: Any, *, hub: Mapping[str, Any] | None = None, with_adapter: bool = True
 ) -> Any:
     """The view of a model that recipes and a spec ask for; the model itself if they ask for none."""
     from restack.views import view
