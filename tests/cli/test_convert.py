@@ -13,11 +13,11 @@ from tests.llama import meta_folders
 
 @pytest.fixture(scope="module")
 def untold(tmp_path_factory):
-    """A model without a tokenizer."""
+    """A model without a tokenizer, of a kind for which transformers makes an empty one up."""
     folder = tmp_path_factory.mktemp("models") / "untold"
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
-    config = transformers.LlamaConfig(**sizes, num_attention_heads=8)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    config = transformers.Qwen2Config(**sizes, num_attention_heads=8, num_key_value_heads=8)
+    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
     return folder
 
 
@@ -77,6 +77,7 @@ def test_without_a_tokenizer_it_converts_and_says_so(arguments, capsys, untold, 
     kind, *options = arguments
     told = said(capsys, "convert", kind, untold, *options, "-o", tmp_path / "out")
     assert "perplexity: left out; there is no tokenizer" in told
+    assert "restack chat" not in told
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert not list((tmp_path / "out").glob("tokenizer*"))
 
@@ -123,6 +124,10 @@ def test_full_and_meta(capsys, tmp_path):
         (("full", "demo@0:99"), "stop 99 is past the model's 12 layers"),
         (("full", "demo@0:8@0.5"), "visit 0 is damped, and no weights say that"),
         (("meta", "demo"), "is no folder of Meta's"),
+        (("heads", "demo", "--kv-heads", 2, "--device", "foo"), "device 'foo' cannot be used"),
+        (("heads", "demo", "--kv-heads", 2, "--dtype", "foo"), "dtype 'foo' is not known"),
+        (("kv", "demo", "--map", "cla2", "--device", "meta"), "device 'meta' cannot be used"),
+        (("kv", "demo", "--map", "yoco"), "sliding_window"),
         (("heads", "nowhere/at/all", "--kv-heads", 2), "nowhere/at/all"),
     ],
 )
@@ -140,8 +145,22 @@ def test_a_folder_that_is_there_is_left_alone(capsys, tmp_path):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_a_text_that_is_none(capsys, tmp_path):
-    (tmp_path / "text.txt").write_bytes(b"\xff\xfe\x00bad")
+@pytest.mark.parametrize(("text", "told"), [(b"\xff\xfe\x00bad", "is not UTF-8"), (b" \n", "is empty")])
+def test_a_text_that_is_none(text, told, capsys, tmp_path):
+    (tmp_path / "text.txt").write_bytes(text)
     arguments = ("convert", "heads", "demo", "--kv-heads", 2, "--text", tmp_path / "text.txt")
-    assert "is not UTF-8" in refused(capsys, *arguments, "-o", tmp_path / "out")
+    assert told in refused(capsys, *arguments, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_window_for_maps_that_slide(capsys, tmp_path):
+    said(capsys, "convert", "kv", "demo", "--map", "yoco", "--window", 64, "-o", tmp_path / "out")
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "out").config
+    assert config.sliding_window == 64
+    assert config.kv_map.startswith("0s_1s_")
+
+
+def test_fold(capsys, untold, tmp_path):
+    told = said(capsys, "convert", "fold", untold, "--rank", 2, "-o", tmp_path / "out")
+    assert "layers    4 -> 2, " in told
+    assert "restack chat" not in told  # without a tokenizer nobody can talk with it

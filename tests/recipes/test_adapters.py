@@ -528,3 +528,13 @@ def test_a_recipe_of_the_hub_has_its_adapter_fetched(tmp_path, monkeypatch):
     assert config["base_model_name_or_path"] == "me/base"
     assert torch.equal(logits(restack.open("me/adapted")), logits(adapted))
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained("me/adapted")), logits(adapted))
+
+
+@pytest.mark.parametrize("weights", ["none", "shared", "full"])
+def test_a_view_in_which_no_visit_keeps_its_adapter(base, tmp_path, weights):
+    model = restack.view(base, SPEC)
+    adapted = lora(model, layers_to_transform=[5], layers_pattern="layers")
+    left = restack.view(adapted, "0:3")
+    folder = restack.save(left, tmp_path / "saved", weights=weights)
+    assert not (folder / "adapter").exists()
+    assert torch.equal(logits(restack.open(str(folder))), logits(restack.view(base, "0:3")))

@@ -148,3 +148,11 @@ def test_adapters_of_weights_in_bfloat16_are_in_float32(tmp_path):
     dtypes = {p.dtype for name, p in result.model.named_parameters() if "lora_" in name}
     assert dtypes == {torch.float32}
     assert result.losses[-1] < result.losses[0]
+
+
+def test_visits_that_read_others_keys_and_values(tmp_path):
+    base = restack.open(str(saved_llama(tmp_path / "llama")))
+    data = rows(vocabulary=base.config.vocab_size)
+    result = trained(restack.view(base, restack.plan("all", base, kv="cla2")), tmp_path / "run", data)
+    model = restack.open(str(tmp_path / "run"))
+    assert torch.equal(logits(model, data), logits(result.model.eval(), data))

@@ -295,3 +295,15 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     shutil.copytree(tmp_path / "house" / "checkpoints", tmp_path / "view" / "checkpoints")
     with pytest.raises(RestackError, match="checkpoint-3 is of another model"):
         begun("view", tmp_path / "view")
+
+
+def test_a_checkpoint_that_was_cut_short_later_is_told(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(Crash):
+        train(llama(), None, rows(), run, SETTINGS, watch=DoAt(8, crash))
+    optimizer = run / "checkpoints" / "checkpoint-6" / "optimizer.pt"
+    os.truncate(optimizer, optimizer.stat().st_size // 2)
+    with pytest.raises(UsageError, match=r"optimizer\.pt is damaged; remove checkpoint-6, and the same"):
+        train(llama(), None, rows(), run, SETTINGS)
+    shutil.rmtree(optimizer.parent)
+    assert train(llama(), None, rows(), run, SETTINGS).finished

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from restack import plans, recipes
 from restack.cli.loading import Source
 from restack.cli.text_input import read_all
 from restack.cli.units import in_bytes, in_parameters
-from restack.errors import ModelError
+from restack.errors import ModelError, UsageError
 from restack.runtime import perplexity, sample_text
 from restack.views.cost import cost
 
@@ -40,7 +41,8 @@ def tell(out: Path, what: str) -> None:
     """Say what was made."""
     size = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
     print(f"{out}: {what}, {in_bytes(size)} of weights")
-    print(f"restack chat {out} talks with it")
+    if list(out.glob("tokenizer*")):
+        print(f"restack chat {quote(str(out))} talks with it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,15 @@ class Sample:
         """What is in a file; the built-in text without one.
 
         Raises:
-            UsageError: it is not UTF-8.
+            UsageError: it is empty, or not UTF-8.
         """
         if file is None:
             return cls(sample_text(), "a built-in text")
         with file.open("rb") as stream:
-            return cls(read_all(TextIOWrapper(stream)), str(file))
+            text = read_all(TextIOWrapper(stream))
+        if not text.strip():
+            raise UsageError(f"{file} is empty; perplexity needs a text")
+        return cls(text, str(file))
 
 
 def compare(source: Source, out: Path, sample: Sample, *, as_json: bool) -> None:
@@ -97,7 +102,10 @@ def _measure(
             model = recipes.open(reference, dtype=source.dtype, device=source.device, **source.hub)
         except ModelError as error:  # it does not fit in memory
             return str(error)
-        found = perplexity(model, tokenizer, sample.text)
+        try:
+            found = perplexity(model, tokenizer, sample.text)
+        except UsageError as error:
+            return str(error)
         facts |= {"perplexity": found.value, "tokens": found.tokens}
     return None
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from restack.cli import options as o
+from restack.plans.pointing import counted
 
 app = typer.Typer(
     help="Make a checkpoint from another: fewer heads, shared keys and values, a plan written out.",
@@ -64,10 +65,11 @@ def heads(
         model=model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
     )
     options = {"pool": pool, "seed": seed, "largest": o.size_in_bytes(shard_size)}
+    source.check_place()
     sample = convert.Sample.of(text)
     convert.run(convert_heads, source, out, kv_heads, **options, **source.hub)
     if not as_json:
-        convert.tell(out, f"{kv_heads} heads for keys and values ({pool})")
+        convert.tell(out, f"{counted(kv_heads, 'head')} for keys and values ({pool})")
     convert.compare(source, out, sample, as_json=as_json)
 
 
@@ -85,6 +87,10 @@ def kv(
             help="Layers that are read keep their own, or get the mean of their readers': own or mean.",
         ),
     ] = "own",
+    window: Annotated[
+        int | None,
+        typer.Option(metavar="TOKENS", min=1, help="That sliding visits see, of maps with s such as yoco."),
+    ] = None,
     text: Text = None,
     shard_size: ShardSize = "5GB",
     as_json: AsJson = False,
@@ -103,7 +109,8 @@ def kv(
     source = loading.Source(
         model=model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
     )
-    options = {"init": init, "largest": o.size_in_bytes(shard_size)}
+    options = {"init": init, "window": window, "largest": o.size_in_bytes(shard_size)}
+    source.check_place()
     sample = convert.Sample.of(text)
     convert.run(convert_kv, source, out, kv_map, **options, **source.hub)
     if not as_json:

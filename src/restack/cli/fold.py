@@ -1,12 +1,14 @@
 """`restack convert fold`: layers folded into fewer that run in a cycle, with a LoRA for each visit."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from restack import recipes
+from restack import recipes, views
 from restack.cli.loading import Source
 from restack.cli.units import in_bytes
 from restack.conversion.folding import checked_cycle, folded
+from restack.errors import ModelError
 from restack.plans.pointing import counted
 from restack.recipes.saving import BASE
 
@@ -14,12 +16,13 @@ from restack.recipes.saving import BASE
 def run(source: Source, block: str | None, loops: int, init: str, rank: int, folder: Path) -> None:
     """Fold the model that is asked for, save it with its tokenizer, and say what was made."""
     cycle = checked_cycle(len(source.plan), block=block, loops=loops, init=init, rank=rank)
-    _, model, tokenizer = source.load()
+    model, tokenizer = views.view(source.load_base(), source.plan), _tokenizer(source)
     before, layers = _bytes(model), len(source.plan)
     found = folded(model, block=block, loops=loops, init=init, rank=rank)
     del model
     recipes.save(found.view, folder, weights="shared")
-    tokenizer.save_pretrained(folder / BASE)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder / BASE)
     after, adapters = _bytes(found.view), _bytes(found.view, "lora_")
     print(f"{folder}: {source.model}, layers {cycle.start}:{cycle.stop} folded into {cycle.length}")
     print(f"  layers    {layers} -> {found.view.restack_plan.depths[0]}, {found.view.restack_plan}")
@@ -27,7 +30,15 @@ def run(source: Source, block: str | None, loops: int, init: str, rank: int, fol
     if rank:
         told = f"{in_bytes(adapters)}, rank {rank}, for {counted(cycle.stop - cycle.start, 'visit')}"
         print(f"  adapters  {told}; they leave {found.left:.1%} of what the shared matrices lack")
-    print(f"restack chat {folder} talks with it")
+    if tokenizer is not None:
+        print(f"restack chat {quote(str(folder))} talks with it")
+
+
+def _tokenizer(source: Source) -> Any:
+    try:
+        return recipes.open_tokenizer(source.reference, **source.hub)
+    except ModelError:
+        return None
 
 
 def _bytes(model: Any, part_of_name: str = "") -> int:

@@ -45,6 +45,15 @@ class Source:
     revision: str | None = None
     trust_remote_code: bool = False
 
+    def check_place(self) -> None:
+        """Refuse a dtype or a device that cannot be, before work that needs it only at its end.
+
+        Raises:
+            ModelError: so it is.
+        """
+        recipes.dtype_named(self.dtype)
+        recipes.device_named(self.device)
+
     @cached_property
     def reference(self) -> recipes.Reference:
         """The model without its spec."""

@@ -34,7 +34,7 @@ def checked_model(model: str) -> str:
 
 def checked_new_folder(folder: Path) -> Path:
     recipes.check_new_folder(folder)
-    return folder
+    return folder.expanduser()
 
 
 def checked_size(size: str) -> str:

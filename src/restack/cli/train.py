@@ -64,6 +64,7 @@ def _trained(
 
     processes.together(lambda: check_names([*data, *(evaluation or [])]))  # before the model is loaded
     processes.together(Folder(out.expanduser()).check)
+    processes.together(source.check_place)
     device = source.device
     if processes.count > 1 and device == "cuda":
         device = f"cuda:{processes.local_rank}"

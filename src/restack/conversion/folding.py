@@ -167,6 +167,8 @@ def _refuse(model: Any, parts: Anatomy) -> None:
         merge = "restack.materialise(model, 'all').merge_and_unload()"
         raise ModelError(f"the model has adapters already; merge them first: {merge}")
     plan = own_plan(model.config)
+    if plan is not None and plan.owners != tuple(range(len(plan))):
+        raise ViewError(f"visits of the model share keys and values ({plan}); fold one in which none do")
     if plan is not None and not plan.is_identity:
         raise ViewError(f"the model runs a plan by itself ({plan}); fold one that runs each layer once")
     if any(isinstance(module, Altered) for module in parts.layers.modules()):

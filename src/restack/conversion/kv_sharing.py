@@ -31,6 +31,7 @@ def convert_kv(
     out: str | Path,
     *,
     init: str = "own",
+    window: int | None = None,
     largest: int = LARGEST_SHARD,
     progress: Progress | None = None,
     revision: str | None = None,
@@ -44,6 +45,7 @@ def convert_kv(
         out: the folder, made anew; an interrupted conversion is gone on with.
         init: "own" keeps the projections of the layers that are read, "mean" gives them the mean of those of
             the layers whose visits read them.
+        window: tokens that visits see which slide (`s` in a map); None: what the model's config says.
         largest: bytes of a shard.
         progress: called with the bytes that are written, and of all.
         revision, trust_remote_code: as `restack.open` has them.
@@ -60,7 +62,7 @@ def convert_kv(
 
     if init not in INITS:
         raise UsageError(f"init is {init!r}; write one of {', '.join(INITS)}")
-    config, location = _config(reference, kv_map, revision, trust_remote_code)
+    config, location = _config(reference, kv_map, window, revision, trust_remote_code)
     weights: Any = MetaWeights.of(location) if location.is_metas else Weights.of(location)
     with torch.device("meta"):
         names = RestackLlamaForCausalLM(config).state_dict()
@@ -75,12 +77,14 @@ def convert_kv(
             "keys and values, or write --init own"
         )
     outputs = {name: _mean(weights, each) for name, each in sources.items()}
-    job = {"convert": "kv", "plan": config.plan, "init": init}
+    job = {"convert": "kv", "plan": config.plan, "init": init, "window": config.sliding_window}
     write(Checkpoint(config, outputs, [weights]), Path(out), job, largest=largest, progress=progress)
     return Path(out)
 
 
-def _config(reference: str, kv_map: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
+def _config(
+    reference: str, kv_map: str, window: int | None, revision: str | None, trust_remote_code: bool
+) -> tuple[Any, Any]:
     """The config of the result, and where the weights are."""
     spec = recipes.parse_reference(reference).spec
     found = recipes.find_reference(reference, revision, trust_remote_code)
@@ -101,6 +105,8 @@ def _config(reference: str, kv_map: str, revision: str | None, trust_remote_code
         )
     if found.plan is not None:
         config.plan = str(own.then(found.plan))
+    if window is not None:
+        config.sliding_window = window
     plans.plan("all", len(config.whole_plan), kv=kv_map)  # or it is refused, with the model's own depth
     config.kv_map = kv_map
     config.check()

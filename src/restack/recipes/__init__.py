@@ -3,7 +3,16 @@
 from restack.recipes.import_hook import teach_transformers
 from restack.recipes.merges import Merge
 from restack.recipes.new_folder import check_new_folder
-from restack.recipes.opening import DTYPES, find_reference, open, open_config, open_empty, open_tokenizer
+from restack.recipes.opening import (
+    DTYPES,
+    device_named,
+    dtype_named,
+    find_reference,
+    open,
+    open_config,
+    open_empty,
+    open_tokenizer,
+)
 from restack.recipes.reference import Reference, check_location, parse_reference
 from restack.recipes.saving import WEIGHTS, save, save_recipe
 
@@ -14,6 +23,8 @@ __all__ = [
     "Reference",
     "check_location",
     "check_new_folder",
+    "device_named",
+    "dtype_named",
     "find_reference",
     "open",
     "open_config",

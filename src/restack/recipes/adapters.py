@@ -23,6 +23,7 @@ from restack.views.arranging import plan_after, sharing_memo
 from restack.views.guards import PLAN
 from restack.views.planned import runs_plans, unrolled, visit_count
 
+MARKS = ("peft_config", "_hf_peft_config_loaded")
 NAME = "default"  # of an adapter that is put on, as peft has it
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # as peft calls them
 PREFIX = "base_model.model."  # of the names in peft's files
@@ -69,12 +70,9 @@ class Adapted:
 
     def bare(self) -> Any:
         """A view of the view that has no adapter, over the same tensors."""
-        visits = visit_count(self.view)
-        result = view(self.view, Plan.of(range(visits), visits))
+        result = _unmarked(self.view)
         for path in self.layers:
             result.set_submodule(path, result.get_submodule(path).get_base_layer())
-        for name in ("peft_config", "_hf_peft_config_loaded"):
-            vars(result).pop(name, None)
         return result
 
     def write(self, folder: Path, base: str | None) -> None:
@@ -150,6 +148,19 @@ class Adapted:
         below: float = sqrt(rank) if self.config.use_rslora else rank
         scaling = layer.scaling[self.name]
         return float(alpha) if alpha / below == scaling else float(scaling * below)
+
+
+def without_any(model: Any) -> Any:
+    """A view of a model that has no adapter, without the marks of one: it may leave out those visits."""
+    return _unmarked(_inside(model))
+
+
+def _unmarked(model: Any) -> Any:
+    visits = visit_count(model)
+    result = view(model, Plan.of(range(visits), visits))
+    for name in MARKS:
+        vars(result).pop(name, None)
+    return result
 
 
 def visits_apart(model: Any) -> Any:

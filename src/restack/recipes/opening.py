@@ -233,7 +233,7 @@ def _found(reference: Reference, revision: str | None, trust_remote_code: bool, 
 
 def _base_model(found: Found, dtype: str, device: str, trust_remote_code: bool) -> Any:
     """The model that plans are over, with its weights, on its device."""
-    torch_dtype, torch_device = dtype_named(dtype), _device(device)
+    torch_dtype, torch_device = dtype_named(dtype), device_named(device)
     check_memory(found.model, found.config, torch_dtype, torch_device, found.location.revision)
     model, _ = _load(found, dtype=torch_dtype, trust_remote_code=trust_remote_code)
     with told_in_one_line(found.called, found.location.is_local):
@@ -304,12 +304,17 @@ def dtype_named(name: str) -> "torch.dtype | str":
     return "auto" if name == "auto" else getattr(torch, name)
 
 
-def _device(name: str) -> "torch.device":
+def device_named(name: str) -> "torch.device":
+    """The device of a name, if it is there and holds weights.
+
+    Raises:
+        ModelError: it is not.
+    """
     import torch
 
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()
     except Exception as error:  # each kind of device fails in its own way
         reason = str(error).splitlines()[0]
         raise ModelError(

@@ -53,9 +53,7 @@ def save(model: Any, folder: str | Path, *, weights: str = "none") -> Path:
 
     if weights not in WEIGHTS:
         raise UsageError(f"weights is {weights!r}; write one of {', '.join(WEIGHTS)}")
-    adapted = _adapted(model)
-    if adapted is not None:
-        model = adapted.bare()
+    adapted, model = _adapted(model)
     plan = _plan(model)
     location = _loaded_from(model, plan)
     with new_folder(Path(folder)) as place:
@@ -125,13 +123,14 @@ def _plan(model: Any) -> Plan:
     return Plan.of(range(layers), layers) if plan is None else plan
 
 
-def _adapted(model: Any) -> "Adapted | None":
-    """What is adapted of a model, if anything is; peft is not looked for otherwise."""
+def _adapted(model: Any) -> "tuple[Adapted | None, Any]":
+    """What is adapted of a model, if anything is, and the model without; peft is not looked for otherwise."""
     if not getattr(model, "peft_config", None):
-        return None
-    from restack.recipes.adapters import Adapted
+        return None, model
+    from restack.recipes.adapters import Adapted, without_any
 
-    return Adapted.of(model)
+    adapted = Adapted.of(model)
+    return adapted, without_any(model) if adapted is None else adapted.bare()
 
 
 def _loaded_from(model: Any, plan: Plan) -> Location | None:

@@ -36,7 +36,7 @@ def adapted(model: Any, settings: Training) -> Any:
 
 def has_adapters(model: Any) -> bool:
     """Whether peft has put adapters into the model."""
-    return bool(getattr(model, "peft_config", None))
+    return any("lora_" in name for name, _ in model.named_parameters())
 
 
 def with_trainable_adapters(model: Any) -> Any:

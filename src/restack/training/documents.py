@@ -98,20 +98,28 @@ def _of_text(path: Path, reading: Reading) -> Iterator[Document]:
     """The file as one document; bytes that are not UTF-8 cost their lines only."""
     text = "".join(line for _, line in _decoded(path, reading))
     if not text.strip():
-        raise UsageError(f"{path} is empty; there is nothing to learn from it")
+        raise UsageError(_nothing(path, reading))
     yield Document(str(path), text)
 
 
 def _of_lines(path: Path, reading: Reading) -> Iterator[Document]:
-    lines = 0
-    for lines, line in _decoded(path, reading):
-        place = f"{path} line {lines}"
+    usable = False
+    for number, line in _decoded(path, reading):
+        place = f"{path} line {number}"
         try:
-            yield Document(place, _content(_record(line, place), place, reading.column))
+            content = _content(_record(line, place), place, reading.column)
         except BadLine as error:
             reading.refuse(error)
-    if lines == 0 and path.stat().st_size == 0:
-        raise UsageError(f"{path} is empty; there is nothing to learn from it")
+        else:
+            usable = True
+            yield Document(place, content)
+    if not usable:
+        raise UsageError(_nothing(path, reading))
+
+
+def _nothing(path: Path, reading: Reading) -> str:
+    what = f"has no line that can be used ({reading.skipped} skipped)" if reading.skipped else "is empty"
+    return f"{path} {what}; there is nothing to learn from it"
 
 
 def _decoded(path: Path, reading: Reading) -> Iterator[tuple[int, str]]:
@@ -210,6 +218,8 @@ def load(name: str, split: str) -> Any:
 
     datasets.utils.logging.set_verbosity_error()
     datasets.utils.logging.disable_progress_bar()
+    if Path(name).is_dir() and not any(Path(name).rglob("*.*")):
+        raise UsageError(f"{name} is a folder without data; name files, or a folder that `datasets` reads")
     repository, _, config = (name, "", "") if Path(name).exists() else name.partition(":")
     try:
         return datasets.load_dataset(repository, config or None, split=split)
@@ -218,6 +228,6 @@ def load(name: str, split: str) -> Any:
     except Exception as error:  # each kind of dataset fails in its own way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"no .txt or .jsonl file is named {name}, and as a dataset it cannot be loaded: {reason:.200}; "
+            f"{name} is no .txt or .jsonl file, and as a dataset it cannot be loaded: {reason:.200}; "
             "write a file, or the dataset's NAME or NAME:CONFIG (and --split)"
         ) from None

@@ -169,10 +169,8 @@ class HouseTrainer(Trainer):  # type: ignore[misc]
         self.control.should_log = False
         if "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]):
-            raise RestackError(
-                f"the loss is {logs['loss']} at step {self.state.global_step}; begin anew with a lower --lr"
-            )
+        for what, value in (("loss", logs["loss"]), ("gradient", logs.get("grad_norm", 0.0))):
+            self._refuse_no_number(what, float(value))
         entry = {"loss": logs["loss"], "lr": self.rate}
         if "grad_norm" in logs:
             entry["grad_norm"] = logs["grad_norm"]
@@ -181,12 +179,18 @@ class HouseTrainer(Trainer):  # type: ignore[misc]
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The mean loss over the evaluation rows, each counted once: in nats a token."""
         loss = evaluated(self, self.job)
+        self._refuse_no_number("evaluation loss", loss)
         self._write({"eval_loss": loss, "perplexity": math.exp(min(loss, 700.0))})
         self.control.should_evaluate = False
         return {"eval_loss": loss}
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         return self.evaluate()
+
+    def _refuse_no_number(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            step = self.state.global_step
+            raise RestackError(f"the {what} is {value} at step {step}; begin anew with a lower --lr")
 
     def _write(self, values: Entry) -> None:
         step = self.state.global_step

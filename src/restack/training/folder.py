@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from restack.errors import UsageError
 from restack.recipes import check_new_folder
@@ -134,6 +135,20 @@ class Folder:
     def _write(self, asked: Mapping[str, Any], finished: bool) -> None:
         said = {"format": FORMAT, "finished": finished, "asked": asked}
         write_whole(self.settings, json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+
+
+def refuse_damaged(checkpoint: Path) -> None:
+    """Refuse a checkpoint whose files were cut short after it was written.
+
+    Raises:
+        UsageError: so it was.
+    """
+    for file in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]:
+        if not is_zipfile(file):  # as torch writes them
+            raise UsageError(
+                f"{file} is damaged; remove {checkpoint.name}, and the same command goes on from the "
+                "checkpoint before it"
+            )
 
 
 def step_of(checkpoint: Path) -> int | None:

@@ -43,7 +43,7 @@ def draw_log(log: list[Entry], path: Path, title: str, steps: int) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if trained or evaluated:
-        axes.legend(frameon=False, loc="upper right")
+        axes.legend(frameon=False, loc="best")
     part = path.with_name(f".{path.name}{PART}")
     figure.savefig(part, dpi=150, format=path.suffix.removeprefix("."))
     part.replace(path)
@@ -60,6 +60,10 @@ def smooth(losses: list[float], reach: int) -> list[float]:
     return [(sums[end] - sums[end - width]) / width for end in range(width, len(sums))]
 
 
+def _short(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 or number > 1e9 else f"{number:,.0f}"
+
+
 def _draw_training(axes: "Axes", points: list[tuple[int, float]]) -> None:
     steps, losses = [step for step, _ in points], [loss for _, loss in points]
     reach = len(losses) // PARTS
@@ -73,7 +77,7 @@ def _draw_training(axes: "Axes", points: list[tuple[int, float]]) -> None:
 
 def _draw_evaluation(axes: "Axes", points: list[tuple[int, float]]) -> None:
     steps, losses = [step for step, _ in points], [loss for _, loss in points]
-    label = f"evaluation: {losses[-1]:.3f} (perplexity {math.exp(min(losses[-1], 700)):.3g})"
+    label = f"evaluation: {losses[-1]:.3f} (perplexity {_short(math.exp(min(losses[-1], 700)))})"
     axes.plot(
         steps, losses, color=EVALUATION, linewidth=1.4, marker="o", markersize=4, label=label, clip_on=False
     )

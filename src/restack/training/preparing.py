@@ -40,6 +40,11 @@ def read(model: Any, tokenizer: Any, data: Source, evaluation: Source | None, se
         rows, kept = packing.split(rows, settings.eval_share, settings.seed)
     else:
         kept = _rows(evaluation, tokenizer, length, reading)
+    if settings.batch > len(rows):
+        raise UsageError(
+            f"--batch is {settings.batch}, and the data make {len(rows)} rows of {rows.shape[1]} tokens to "
+            f"train on; write {len(rows)} at most"
+        )
     for part in [rows] if kept is None else [rows, kept]:
         packing.check_vocabulary(part, model)
         if context is not None and part.shape[1] > context:

@@ -13,7 +13,7 @@ import torch
 from restack.errors import RestackError
 from restack.training.adapters import adapted, has_adapters
 from restack.training.engine import HouseTrainer, Job, reason_of
-from restack.training.folder import PART, Entry, Folder, cut_log, read_log, step_of
+from restack.training.folder import PART, Entry, Folder, cut_log, read_log, refuse_damaged, step_of
 from restack.training.packing import Data
 from restack.training.picture import draw_log
 from restack.training.preparing import Source, asked_for, check_model, mode_of, names_of, read
@@ -157,6 +157,8 @@ def _run(job: Job, called: str, watch: Watch) -> HouseTrainer:
     """Train from the last checkpoint, or the beginning, until the end or until somebody stops it."""
     folder, is_first = job.folder, job.processes.is_first
     checkpoint = next(reversed(folder.whole_checkpoints()), None)
+    if checkpoint is not None:
+        refuse_damaged(checkpoint)
     done = 0 if checkpoint is None else step_of(checkpoint) or 0
     log = cut_log(folder, -1 if checkpoint is None else done) if is_first else []
     with _prepared(job), interruptible(job.processes.count == 1) as stopped:

@@ -315,7 +315,8 @@ def _hands_over(module_class: Any) -> bool:
 def _projections(attention: nn.Module, visit: int) -> list[tuple[nn.Module, int | None]]:
     """What a reader need not compute: (projection, how many of its outputs are queries)."""
     inside = dict(attention.named_children())
-    if all(isinstance(inside.get(name), nn.Linear) for name in ("q_proj", "k_proj", "v_proj")):
+    parts = (inside.get(name) for name in ("q_proj", "k_proj", "v_proj"))
+    if all(isinstance(getattr(part, "base_layer", part), nn.Linear) for part in parts):  # or adapted ones
         return [(inside["k_proj"], None), (inside["v_proj"], None)]
     original: Any = attention.original if isinstance(attention, Altered) else type(attention)
     if original.__name__ in FUSED:
