@@ -211,8 +211,8 @@ def test_data_that_do_not_fit_the_model(tmp_path, tokenizer, model):
     (tmp_path / "a.txt").write_text("One apple. " * 20)
     with pytest.raises(UsageError, match="--length is 33, and the model's context is 32"):
         read(model, tokenizer, str(tmp_path / "a.txt"), None, Training(length=33))
-    with pytest.raises(UsageError, match="--batch is 8, and the data make 2 rows of 32 tokens"):
-        read(model, tokenizer, str(tmp_path / "a.txt"), None, Training())
+    with pytest.raises(UsageError, match="--batch is 9, and the data make 2 rows of 32 .*; write 8"):
+        read(model, tokenizer, str(tmp_path / "a.txt"), None, Training(batch=9))
     with pytest.raises(UsageError, match="the model has no tokenizer"):
         read(model, None, str(tmp_path / "a.txt"), None, Training())
     model.resize_token_embeddings(20)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from restack.errors import ModelError, UsageError, ViewError
+from restack.plans.pointing import counted
 from restack.runtime import context_length
 from restack.training import packing
 from restack.training.documents import Reading, documents
 from restack.training.packing import Data
 from restack.training.processes import Processes
-from restack.training.settings import Training
+from restack.training.settings import BATCH, Training
 
 LENGTH = 1024  # tokens of a row, where nothing is said and the model has room for them
 SAMPLE = 16  # numbers of each weight that tell whether it is the same
@@ -40,10 +41,11 @@ def read(model: Any, tokenizer: Any, data: Source, evaluation: Source | None, se
         rows, kept = packing.split(rows, settings.eval_share, settings.seed)
     else:
         kept = _rows(evaluation, tokenizer, length, reading)
-    if settings.batch > len(rows):
+    most = max(len(rows), BATCH)  # a small text can be read several times in a step
+    if settings.batch > most:
         raise UsageError(
-            f"--batch is {settings.batch}, and the data make {len(rows)} rows of {rows.shape[1]} tokens to "
-            f"train on; write {len(rows)} at most"
+            f"--batch is {settings.batch}, and the data make {counted(len(rows), 'row')} of {rows.shape[1]} "
+            f"tokens to train on; write {most} at most"
         )
     for part in [rows] if kept is None else [rows, kept]:
         packing.check_vocabulary(part, model)

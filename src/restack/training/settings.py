@@ -8,6 +8,7 @@ from restack.errors import UsageError
 
 SCHEDULES = ("cosine", "constant")
 PARALLEL = ("auto", "ddp", "fsdp")
+BATCH = 8  # rows, where nothing is said
 MOST_BETWEEN = 500  # steps between two evaluations, or two checkpoints, where nothing is said
 FULL_RATE, LORA_RATE = 2e-5, 2e-4
 FULL_DECAY, LORA_DECAY = 0.01, 0.0
@@ -54,7 +55,7 @@ class Training:
 
     steps: int | None = None
     epochs: float | None = None
-    batch: int = 8
+    batch: int = BATCH
     accumulate: int = 1
     length: int | None = None
     lr: float | None = None
