@@ -211,7 +211,7 @@ def test_data_that_do_not_fit_the_model(tmp_path, tokenizer, model):
     (tmp_path / "a.txt").write_text("One apple. " * 20)
     with pytest.raises(UsageError, match="--length is 33, and the model's context is 32"):
         read(model, tokenizer, str(tmp_path / "a.txt"), None, Training(length=33))
-    with pytest.raises(UsageError, match="--batch is 9, and the data make 2 rows of 32 .*; write 8"):
+    with pytest.raises(UsageError, match=r"--batch is 9, and the data make 2 rows of 32 .*; write 8"):
         read(model, tokenizer, str(tmp_path / "a.txt"), None, Training(batch=9))
     with pytest.raises(UsageError, match="the model has no tokenizer"):
         read(model, None, str(tmp_path / "a.txt"), None, Training())
