@@ -3,9 +3,23 @@
 import os
 import signal
 
+import pytest
+import torch
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Started in the background of a script, the tests inherit an ignored SIGINT, and so would all they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def threads_as_usual():
+    """Sums are rounded by how many threads take part: a test that sets that must not reach the next."""
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(THREADS)

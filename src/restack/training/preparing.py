@@ -41,18 +41,18 @@ def read(model: Any, tokenizer: Any, data: Source, evaluation: Source | None, se
         rows, kept = packing.split(rows, settings.eval_share, settings.seed)
     else:
         kept = _rows(evaluation, tokenizer, length, reading)
-    most = max(len(rows), BATCH)  # a small text can be read several times in a step
-    if settings.batch > most:
-        raise UsageError(
-            f"--batch is {settings.batch}, and the data make {counted(len(rows), 'row')} of {rows.shape[1]} "
-            f"tokens to train on; write {most} at most"
-        )
     for part in [rows] if kept is None else [rows, kept]:
         packing.check_vocabulary(part, model)
         if context is not None and part.shape[1] > context:
             raise UsageError(
                 f"the rows have {part.shape[1]} tokens, and the model's context is {context}; cut them"
             )
+    most = max(len(rows), BATCH)  # a small text can be read several times in a step
+    if settings.batch > most:
+        raise UsageError(
+            f"--batch is {settings.batch}, and the data make {counted(len(rows), 'row')} of {rows.shape[1]} "
+            f"tokens to train on; write {most} at most"
+        )
     return Data(rows, kept, reading.skipped)
 
 

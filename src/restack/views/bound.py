@@ -37,7 +37,7 @@ def copied(module: Module, memo: dict[Any, Any]) -> Module:
 
 
 def _is_parallel(value: Any) -> bool:
-    return isinstance(value, FunctionType) and value.__globals__["__name__"] in PARALLEL
+    return isinstance(value, FunctionType) and value.__globals__.get("__name__") in PARALLEL
 
 
 def _rebound(value: Any, memo: Mapping[int, Any]) -> Any:
