@@ -3,6 +3,10 @@
 import os
 import signal
 
+# Before torch is imported, and for the processes that tests start: two processes with two threads each, on
+# two cores, wait for one another, and sums are rounded by how many threads take part.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
@@ -19,7 +23,7 @@ THREADS = torch.get_num_threads()
 
 @pytest.fixture(autouse=True)
 def threads_as_usual():
-    """Sums are rounded by how many threads take part: a test that sets that must not reach the next."""
+    """A test that sets the number of threads must not reach the next."""
     torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(THREADS)
