@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,11 +24,13 @@ TEXT = "Ann has a red boat. Bob has a blue drum. Cleo likes cats, and Dan likes 
 COMMON = ["--length", "16", "--lr", "0.01", "--steps", "8", "--eval-every", "4", "--save-every", "3"]
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
 def torchrun(folder, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, "-m", "restack", "train", *arguments],
+        [*TORCHRUN, "-m", "restack", "train", *arguments],
         capture_output=True,
         text=True,
         timeout=300,
@@ -70,6 +73,27 @@ def test_two_processes_are_one_with_twice_the_rows(here, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are looked up in Linux's /proc")
+def test_no_thread_of_the_other_processes_is_left(here):
+    script = here / "watched.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from restack.cli import main\n"
+        "from restack.training.processes import Processes\n"
+        "def threads(): return [p.read_text().strip() for p in Path('/proc/self/task').glob('*/comm')]\n"
+        "def leave(self, leave=Processes.leave):\n"
+        "    assert any('gloo' in name for name in threads())\n"
+        "    leave(self)\n"
+        "    assert not any('gloo' in name for name in threads()), threads()\n"
+        "Processes.leave = leave\n"
+        f"sys.exit(main(['train', 'llama', 'text.txt', '-o', 'two', *{COMMON!r}]))\n"
+    )
+    done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True, timeout=300, cwd=here)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
 def test_two_processes_go_on_after_a_kill(here):
     arguments = ["llama", "text.txt", *COMMON, "--batch", "2"]
     script = here / "killed.py"
@@ -84,8 +108,7 @@ def test_two_processes_go_on_after_a_kill(here):
         "train.Lines.entry = die\n"
         f"sys.exit(main(['train', '-o', 'two', *{arguments!r}]))\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=300, cwd=here)
+    done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True, timeout=300, cwd=here)
     assert done.returncode != 0
     assert [path.name for path in (here / "two" / "checkpoints").iterdir()] == ["checkpoint-3"]
     done = torchrun(here, *arguments, "-o", "two")

@@ -1,5 +1,6 @@
 """One process, or several that torchrun started: who they are, and what they agree on."""
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ class Processes:
 
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
+            # What was trained still holds the group. Gloo's threads end with it; when the interpreter ends
+            # before them, they now and then abort the process.
+            gc.collect()
 
     def wait(self) -> None:
         """Go on when all processes are here."""
