@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,18 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
 WORKERS = 2
+LOSS = "loss, nats a token"
 Curve = dict[int, float]  # evaluation loss by the steps before it
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line of every experiment says."""
+    """What the command line of every experiment says, and when it was read."""
 
     seeds: tuple[int, ...]
     quick: bool
     out: Path
+    began: float = field(default_factory=time.perf_counter)
 
 
 def options(description: str | None) -> Options:
@@ -84,18 +86,40 @@ def told(curves: Sequence[Curve], step: int) -> str:
     return f"{statistics.mean(values):.3f} ± {spread:.3f}"
 
 
-def table(found: Mapping[str, Sequence[Curve]], steps: Mapping[int, str], first: str) -> str:
+def columns(steps: int, first: str) -> dict[int, str]:
+    """What a table shows of a run of so many steps: its beginning, by this name, its half and its end."""
+    return {0: first, steps // 2: f"after {steps // 2} steps", steps: f"after {steps} steps"}
+
+
+def table(found: Mapping[str, Sequence[Curve]], steps: Mapping[int, str]) -> str:
     """A row for each variant, a column for each of some steps, in Markdown."""
-    lines = [f"| {first} | {' | '.join(steps.values())} |", "|---" * (len(steps) + 1) + "|"]
+    lines = [f"| {LOSS} | {' | '.join(steps.values())} |", "|---" * (len(steps) + 1) + "|"]
     for variant, curves in found.items():
         cells = [told(curves, step) if step in curves[0] else "" for step in steps]
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def finish(name: str, chosen: Options, began: float, found: Mapping[str, Any], text: str) -> None:
+def figure(width: float, height: float, across: int = 1) -> Any:
+    """A figure in inches, and its axes: so many beside each other."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    return plt.subplots(1, across, figsize=(width, height), layout="constrained")
+
+
+def draw(axes: Any, curves: Sequence[Curve], style: str, colour: str, label: str, scale: float = 1) -> None:
+    """A line for the mean over the seeds, and dots for each; `scale` times the steps."""
+    steps = sorted(curves[0])
+    places = [scale * step for step in steps]
+    axes.plot(places, [mean(curves, step) for step in steps], style, color=colour, label=label)
+    for curve in curves:
+        axes.plot(places, [curve[step] for step in steps], ".", color=colour, alpha=0.4)
+
+
+def finish(name: str, chosen: Options, found: Mapping[str, Any], text: str) -> None:
     """Print the result; keep it as `name`.md and, with the loss of each seed, as `name`.json."""
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - chosen.began
     print(f"\n{text}\n\n{seconds:.0f} seconds")
     (chosen.out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     result = {"seeds": chosen.seeds, "seconds": round(seconds), "losses": found}

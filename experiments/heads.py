@@ -10,7 +10,6 @@ shorter than they are; scaled to the mean length of theirs, does it lose less?
     python experiments/heads.py        under 20 minutes on two cores
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +71,7 @@ def shrinkage(seed: int, first: int) -> dict[str, float]:
 
 def picture(found: dict[str, list[Curve]], half: int, out: Path) -> None:
     """Left: by pooling, right after and later. Right: by how long it was trained on."""
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    figure, (left, right) = common.figure(9.5, 3.6, across=2)
     for place, pool in enumerate(POOLS):
         for group, kv_heads in enumerate(KV_HEADS):
             curves = found[f"{NAMES[kv_heads]}: {pool}"]
@@ -90,42 +86,35 @@ def picture(found: dict[str, list[Curve]], half: int, out: Path) -> None:
     left.set_xlim(-0.5, 2.4)
     left.set_ylim(1, 3.7)
     left.set_xticks(range(len(KV_HEADS)), [NAMES[count] for count in KV_HEADS])
-    left.set_ylabel("loss, nats a token")
+    left.set_ylabel(common.LOSS)
     left.set_title("Right after conversion (white: after 5%)", fontsize=10)
     left.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     lines = [(f"{NAMES[count]}: mean", NAMES[count], "o-", shade) for count, shade in SHADES.items()]
     for variant, label, style, shade in [*lines, (CONTROL, "MHA, trained on too", "s:", "black")]:
-        steps = sorted(found[variant][0])
-        shares = [5 * step / half for step in steps]
-        right.plot(
-            shares, [common.mean(found[variant], step) for step in steps], style, color=shade, label=label
-        )
-        for curve in found[variant]:
-            right.plot(shares, [curve[step] for step in steps], ".", color=shade, alpha=0.4)
+        common.draw(right, found[variant], style, shade, label, 5 / half)
     right.set_xlabel("steps trained on, % of the first training")
-    right.set_ylabel("loss, nats a token")
+    right.set_ylabel(common.LOSS)
     right.set_title("Mean pooling, trained on", fontsize=10)
     right.legend(frameon=False, fontsize=8)
     figure.savefig(out, dpi=150)
 
 
 def main() -> None:
-    chosen, began = common.options(__doc__), time.perf_counter()
+    chosen = common.options(__doc__)
     steps, first = (4, 8) if chosen.quick else (60, 600)
-    common.run(substrate.prepare, chosen.seeds, ["the base"], first=first)
     variants = [CONTROL, *(f"{NAMES[count]}: {pool}" for count in KV_HEADS for pool in POOLS)]
-    found = common.run(part, chosen.seeds, variants, steps=steps, first=first)
+    _, found = substrate.run_on_bases(part, chosen, variants, steps, first)
     half = steps // 2
     columns = {0: "right after", half: "after 5%", steps: "after 10%"}
     lengths = [shrinkage(seed, first) for seed in chosen.seeds]
     shorter = ", ".join(
         f"{name} {sum(length[name] for length in lengths) / len(lengths):.2f}" for name in lengths[0]
     )
-    text = common.table(found, columns, "loss, nats a token") + (
+    text = common.table(found, columns) + (
         f"\n\nLength of a group's mean head, of keys and values, beside its heads' (1: all equal): {shorter}."
     )
     picture(found, half, chosen.out / "heads.png")
-    common.finish("heads", chosen, began, found, text)
+    common.finish("heads", chosen, found, text)
 
 
 if __name__ == "__main__":

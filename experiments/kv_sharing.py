@@ -8,7 +8,6 @@ of its readers'. From scratch, the two layers that keep their own are half below
     python experiments/kv_sharing.py        under 20 minutes on two cores
 """
 
-import time
 from pathlib import Path
 
 import common
@@ -22,7 +21,6 @@ MAPS = {
 }
 TRAINED = {"from the trained model, own": "own", "from the trained model, mean": "mean"}
 SCRATCH = {f"from scratch, {name}": name for name in MAPS}
-TITLE = "loss, nats a token"
 
 
 def part(seed: int, variant: str, folder: Path, steps: int, first: int) -> Curve:
@@ -51,33 +49,24 @@ def part(seed: int, variant: str, folder: Path, steps: int, first: int) -> Curve
 
 def picture(found: dict[str, list[Curve]], out: Path) -> None:
     """The loss over the steps of every variant."""
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    figure, axes = common.figure(6.5, 3.8)
     looks = zip(found.items(), ("#012a4a", "#2a9d8f", "#e07a5f", "#f2a65a", "#8d99ae"), strict=True)
     for (variant, curves), colour in looks:
-        steps = sorted(curves[0])
-        style = "o-" if variant in TRAINED else "s--"
-        axes.plot(steps, [common.mean(curves, step) for step in steps], style, color=colour, label=variant)
-        for curve in curves:
-            axes.plot(steps, [curve[step] for step in steps], ".", color=colour, alpha=0.4)
+        common.draw(axes, curves, "o-" if variant in TRAINED else "s--", colour, variant)
     axes.set_xlabel("steps of 2,048 tokens under the KV map")
-    axes.set_ylabel(TITLE)
+    axes.set_ylabel(common.LOSS)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(out, dpi=150)
 
 
 def main() -> None:
-    chosen, began = common.options(__doc__), time.perf_counter()
+    chosen = common.options(__doc__)
     steps, first = (4, 8) if chosen.quick else (60, 600)
-    base = common.run(substrate.prepare, chosen.seeds, ["the base"], first=first)["the base"]
-    found = common.run(part, chosen.seeds, [*TRAINED, *SCRATCH], steps=steps, first=first)
-    columns = {0: "right after", steps // 2: f"after {steps // 2} steps", steps: f"after {steps} steps"}
-    text = common.table(found, columns, TITLE)
+    base, found = substrate.run_on_bases(part, chosen, [*TRAINED, *SCRATCH], steps, first)
+    text = common.table(found, common.columns(steps, "right after"))
     text += f"\n\nThe multi-head model that they come from, after {first} steps: {common.told(base, first)}."
     picture(found, chosen.out / "kv_sharing.png")
-    common.finish("kv_sharing", chosen, began, {"base": base} | found, text)
+    common.finish("kv_sharing", chosen, {"base": base} | found, text)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ without the repeat, and all weights trained, with the repeat and without.
     python experiments/lora_per_visit.py        under 20 minutes on two cores
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ VARIANTS = {
     "block twice, all weights": (PLAN, {}),
     "no repeat, all weights": ("all", {}),
 }
-TITLE = "loss, nats a token"
 
 
 def part(seed: int, variant: str, folder: Path, steps: int, first: int) -> Curve:
@@ -42,10 +40,7 @@ def part(seed: int, variant: str, folder: Path, steps: int, first: int) -> Curve
 
 def picture(found: dict[str, list[Curve]], base: list[Curve], first: int, steps: int, out: Path) -> None:
     """The loss of every variant before and after."""
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(figsize=(7.5, 3), layout="constrained")
+    figure, axes = common.figure(7.5, 3)
     for place, (variant, curves) in enumerate(found.items()):
         colour = "#2a6f97" if "twice" in variant.split(",")[0] else "#8d99ae"
         axes.plot(common.mean(curves, steps), -place, "|", color=colour, markersize=22, markeredgewidth=3)
@@ -59,21 +54,19 @@ def picture(found: dict[str, list[Curve]], base: list[Curve], first: int, steps:
     axes.set_ylim(-len(found) + 0.4, 0.5)
     axes.grid(axis="y", color="#eeeeee")
     axes.set_yticks([-place for place in range(len(found))], list(found))
-    axes.set_xlabel(f"{TITLE}, after {steps} steps")
+    axes.set_xlabel(f"{common.LOSS}, after {steps} steps")
     figure.savefig(out, dpi=150)
 
 
 def main() -> None:
-    chosen, began = common.options(__doc__), time.perf_counter()
+    chosen = common.options(__doc__)
     steps, first = (4, 8) if chosen.quick else (90, 600)
-    base = common.run(substrate.prepare, chosen.seeds, ["the base"], first=first)["the base"]
-    found = common.run(part, chosen.seeds, list(VARIANTS), steps=steps, first=first)
-    columns = {0: "before", steps // 2: f"after {steps // 2} steps", steps: f"after {steps} steps"}
-    text = common.table(found, columns, TITLE)
+    base, found = substrate.run_on_bases(part, chosen, list(VARIANTS), steps, first)
+    text = common.table(found, common.columns(steps, "before"))
     frozen = common.told(found["block twice, all weights"], 0)
     text += f"\n\nThe base: {common.told(base, first)}. {FROZEN.capitalize()}: {frozen}."
     picture(found, base, first, steps, chosen.out / "lora_per_visit.png")
-    common.finish("lora_per_visit", chosen, began, {"base": base} | found, text)
+    common.finish("lora_per_visit", chosen, {"base": base} | found, text)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ trained on as long, and a model of six layers that is trained from scratch as lo
     python experiments/prune_and_heal.py        under 20 minutes on two cores
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ DROPPED = 2
 RANK = 8
 WHOLE, SCRATCH = "not pruned, all weights", "six layers from scratch"
 VARIANTS = ("pruned, all weights", "pruned, LoRA", WHOLE, SCRATCH)
-TITLE = "loss, nats a token"
 
 
 def least_missed(model: Any) -> list[int]:
@@ -63,36 +61,27 @@ def part(seed: int, variant: str, folder: Path, steps: int, first: int) -> Curve
 
 def picture(found: dict[str, list[Curve]], base: list[Curve], first: int, out: Path) -> None:
     """The loss over the steps of every variant."""
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, axes = common.figure(6, 3.6)
     last = max(found[SCRATCH][0])
     for variant, colour in zip(VARIANTS[:-1], ("#2a6f97", "#e07a5f", "black"), strict=True):
-        curves = found[variant]
-        steps = sorted(curves[0])
-        axes.plot(steps, [common.mean(curves, step) for step in steps], "o-", color=colour, label=variant)
-        for curve in curves:
-            axes.plot(steps, [curve[step] for step in steps], ".", color=colour, alpha=0.4)
+        common.draw(axes, found[variant], "o-", colour, variant)
     axes.axhline(common.mean(base, first), color="black", linewidth=0.8, linestyle=":")
     axes.text(last, common.mean(base, first), "base", va="bottom", ha="right", fontsize=8)
     above = f"{SCRATCH}: {common.mean(found[SCRATCH], last):.2f} after {last} steps, above the picture"
     axes.set_title(above, fontsize=8, loc="right", color="#555555")
     axes.set_xlabel("steps of 2,048 tokens after pruning")
-    axes.set_ylabel(TITLE)
+    axes.set_ylabel(common.LOSS)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(out, dpi=150)
 
 
 def main() -> None:
-    chosen, began = common.options(__doc__), time.perf_counter()
+    chosen = common.options(__doc__)
     steps, first = (4, 8) if chosen.quick else (60, 600)
-    base = common.run(substrate.prepare, chosen.seeds, ["the base"], first=first)["the base"]
-    found = common.run(part, chosen.seeds, VARIANTS, steps=steps, first=first)
-    columns = {0: "before", steps // 2: f"after {steps // 2} steps", steps: f"after {steps} steps"}
-    text = f"{common.table(found, columns, TITLE)}\n\nThe base: {common.told(base, first)}."
+    base, found = substrate.run_on_bases(part, chosen, VARIANTS, steps, first)
+    text = f"{common.table(found, common.columns(steps, 'before'))}\n\nThe base: {common.told(base, first)}."
     picture(found, base, first, chosen.out / "prune_and_heal.png")
-    common.finish("prune_and_heal", chosen, began, {"base": base} | found, text)
+    common.finish("prune_and_heal", chosen, {"base": base} | found, text)
 
 
 if __name__ == "__main__":

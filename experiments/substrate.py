@@ -7,13 +7,14 @@ on: greetings, sums, stories, chains of variables; 600 steps of 2,048 tokens. It
 
 import random
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Curve
+from common import Curve, Options, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from restack import demo
@@ -82,6 +83,14 @@ def loss(model: Any) -> float:
 def prepare(seed: int, variant: str, folder: Path, first: int) -> Curve:
     """Train the model of a seed, as a part of an experiment."""
     return {first: loss(base(seed, first))}
+
+
+def run_on_bases(
+    part: Callable[..., Curve], chosen: Options, variants: Sequence[str], steps: int, first: int
+) -> tuple[list[Curve], dict[str, list[Curve]]]:
+    """The losses of the models of all seeds after `first` steps, and what `common.run` finds on them."""
+    bases = run(prepare, chosen.seeds, ["the base"], first=first)["the base"]
+    return bases, run(part, chosen.seeds, variants, steps=steps, first=first)
 
 
 def base(seed: int, steps: int) -> LlamaForCausalLM:

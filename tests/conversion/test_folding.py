@@ -77,7 +77,7 @@ def storage(model):
 def test_at_full_rank_and_with_equal_norms_nothing_changes(init, block, loops):
     model = llama().double()
     expected = logits(model)
-    found = folded(model, block=block, loops=loops, init=init, rank=FULL)
+    found = folded(model, block, loops, init, FULL)
     same(logits(found.view), expected, atol=1e-10, rtol=1e-10)
     assert found.left == 0
     assert found.view.config.num_hidden_layers == LAYERS
@@ -123,7 +123,7 @@ def test_the_plan_runs_the_shared_layers_in_a_cycle():
 def test_each_adapter_is_the_best_of_its_rank(rank, init):
     """What is left are the singular values past the rank (Eckart and Young 1936), here by numpy."""
     model = llama()
-    found = folded(model, block=(1, 5), init=init, rank=rank)
+    found = folded(model, (1, 5), 2, init, rank)
     fractions = []
     for visit in range(1, 5):
         ours, theirs = found.view.model.layers[visit], model.model.layers[visit]
@@ -145,7 +145,7 @@ def test_each_adapter_is_the_best_of_its_rank(rank, init):
 
 def test_a_higher_rank_leaves_less():
     model = llama()
-    left = [folded(model, rank=rank).left for rank in (1, 2, 4, 8, 16)]
+    left = [folded(model, None, 2, "average", rank).left for rank in (1, 2, 4, 8, 16)]
     assert all(more > less for more, less in pairwise(left))
     assert left[0] < 1 and left[-1] == 0
 

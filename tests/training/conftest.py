@@ -1,17 +1,8 @@
-"""Training needs accelerate; models this small are slower on two threads than on one."""
+"""Training needs accelerate, and its tests no pictures."""
 
 import pytest
-import torch
 
 pytest.importorskip("accelerate")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -21,20 +21,25 @@ from restack.errors import ModelError, UsageError
 from restack.runtime import perplexity, sample_text
 from restack.views.cost import cost
 
-Convert = Callable[..., Path]
+Convert = Callable[..., Path]  # one of `restack.conversion` but for `progress`, its arguments given
 
 
-def run(convert: Convert, source: Source, out: Path, *arguments: Any, **options: Any) -> None:
-    """Convert, with a bar on stderr if that is a terminal.
-
-    Args:
-        convert: one of `restack.conversion`; called with MODEL[@SPEC], arguments, folder, options.
-        source: what is converted.
-        out: the folder that is made.
-        arguments, options: of the conversion.
-    """
+def run(convert: Convert, out: Path) -> None:
+    """Convert, with a bar on stderr if that is a terminal."""
     with _bar(out) as progress:
-        convert(source.model, *arguments, out, progress=progress, **options)
+        convert(progress=progress)
+
+
+def run_and_compare(
+    convert: Convert, source: Source, out: Path, what: str, *, text: Path | None, as_json: bool
+) -> None:
+    """Convert, say what was made, and compare; a text, dtype or device that cannot be is refused before."""
+    source.check_place()
+    sample = Sample.of(text)
+    run(convert, out)
+    if not as_json:
+        tell(out, what)
+    compare(source, out, sample, as_json=as_json)
 
 
 def tell(out: Path, what: str) -> None:
@@ -93,9 +98,8 @@ def _measure(
     source: Source, out: Path, sample: Sample, before: dict[str, Any], after: dict[str, Any]
 ) -> str | None:
     """Add the perplexities; if there can be none, the reason."""
-    try:
-        tokenizer = recipes.open_tokenizer(source.reference, **source.hub)
-    except ModelError:
+    tokenizer = tokenizer_of(source)
+    if tokenizer is None:
         return "there is no tokenizer"
     for reference, facts in ((source.model, before), (str(out), after)):
         try:
@@ -108,6 +112,14 @@ def _measure(
             return str(error)
         facts |= {"perplexity": found.value, "tokens": found.tokens}
     return None
+
+
+def tokenizer_of(source: Source) -> Any:
+    """The model's tokenizer, if it has one."""
+    try:
+        return recipes.open_tokenizer(source.reference, **source.hub)
+    except ModelError:
+        return None
 
 
 def _facts(reference: str, source: Source) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The commands of `restack convert`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,6 @@ ShardSize = Annotated[
     str,
     typer.Option("--max-shard-size", metavar="SIZE", callback=o.checked_size, help="Of a file: 5GB, 500MB."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 @app.command()
@@ -48,7 +48,7 @@ def heads(
     seed: Annotated[int, typer.Option(help="Of random heads.")] = 0,
     text: Text = None,
     shard_size: ShardSize = "5GB",
-    as_json: AsJson = False,
+    as_json: o.AsJson = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     revision: o.Revision = None,
@@ -64,13 +64,10 @@ def heads(
     source = loading.Source(
         model=model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
     )
-    options = {"pool": pool, "seed": seed, "largest": o.size_in_bytes(shard_size)}
-    source.check_place()
-    sample = convert.Sample.of(text)
-    convert.run(convert_heads, source, out, kv_heads, **options, **source.hub)
-    if not as_json:
-        convert.tell(out, f"{counted(kv_heads, 'head')} for keys and values ({pool})")
-    convert.compare(source, out, sample, as_json=as_json)
+    largest = o.size_in_bytes(shard_size)
+    job = partial(convert_heads, model, kv_heads, out, pool=pool, seed=seed, largest=largest, **source.hub)
+    what = f"{counted(kv_heads, 'head')} for keys and values ({pool})"
+    convert.run_and_compare(job, source, out, what, text=text, as_json=as_json)
 
 
 @app.command()
@@ -93,7 +90,7 @@ def kv(
     ] = None,
     text: Text = None,
     shard_size: ShardSize = "5GB",
-    as_json: AsJson = False,
+    as_json: o.AsJson = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     revision: o.Revision = None,
@@ -109,13 +106,10 @@ def kv(
     source = loading.Source(
         model=model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
     )
-    options = {"init": init, "window": window, "largest": o.size_in_bytes(shard_size)}
-    source.check_place()
-    sample = convert.Sample.of(text)
-    convert.run(convert_kv, source, out, kv_map, **options, **source.hub)
-    if not as_json:
-        convert.tell(out, f"a restack-llama under the KV map {kv_map} ({init})")
-    convert.compare(source, out, sample, as_json=as_json)
+    largest = o.size_in_bytes(shard_size)
+    job = partial(convert_kv, model, kv_map, out, init=init, window=window, largest=largest, **source.hub)
+    what = f"a restack-llama under the KV map {kv_map} ({init})"
+    convert.run_and_compare(job, source, out, what, text=text, as_json=as_json)
 
 
 @app.command()
@@ -130,11 +124,10 @@ def meta(
     shard_size: ShardSize = "5GB",
 ) -> None:
     """Make a folder of Meta's one that transformers loads as a Llama."""
-    from restack.cli import convert, loading
+    from restack.cli import convert
     from restack.conversion import convert_meta
 
-    source = loading.Source(model=folder)
-    convert.run(convert_meta, source, out, largest=o.size_in_bytes(shard_size))
+    convert.run(partial(convert_meta, folder, out, largest=o.size_in_bytes(shard_size)), out)
     convert.tell(out, "a Llama of transformers")
 
 
@@ -152,7 +145,8 @@ def full(
     from restack.conversion import convert_full
 
     source = loading.Source(model=model, revision=revision, trust_remote_code=trust_remote_code)
-    convert.run(convert_full, source, out, dtype=dtype, largest=o.size_in_bytes(shard_size), **source.hub)
+    largest = o.size_in_bytes(shard_size)
+    convert.run(partial(convert_full, model, out, dtype=dtype, largest=largest, **source.hub), out)
     convert.tell(out, "a checkpoint of all visits")
 
 

@@ -5,20 +5,20 @@ from shlex import quote
 from typing import Any
 
 from restack import recipes, views
+from restack.cli.convert import tokenizer_of
 from restack.cli.loading import Source
 from restack.cli.units import in_bytes
 from restack.conversion.folding import checked_cycle, folded
-from restack.errors import ModelError
 from restack.plans.pointing import counted
 from restack.recipes.saving import BASE
 
 
 def run(source: Source, block: str | None, loops: int, init: str, rank: int, folder: Path) -> None:
     """Fold the model that is asked for, save it with its tokenizer, and say what was made."""
-    cycle = checked_cycle(len(source.plan), block=block, loops=loops, init=init, rank=rank)
-    model, tokenizer = views.view(source.load_base(), source.plan), _tokenizer(source)
+    cycle = checked_cycle(len(source.plan), block, loops, init, rank)
+    model, tokenizer = views.view(source.load_base(), source.plan), tokenizer_of(source)
     before, layers = _bytes(model), len(source.plan)
-    found = folded(model, block=block, loops=loops, init=init, rank=rank)
+    found = folded(model, block, loops, init, rank)
     del model
     recipes.save(found.view, folder, weights="shared")
     if tokenizer is not None:
@@ -32,13 +32,6 @@ def run(source: Source, block: str | None, loops: int, init: str, rank: int, fol
         print(f"  adapters  {told}; they leave {found.left:.1%} of what the shared matrices lack")
     if tokenizer is not None:
         print(f"restack chat {quote(str(folder))} talks with it")
-
-
-def _tokenizer(source: Source) -> Any:
-    try:
-        return recipes.open_tokenizer(source.reference, **source.hub)
-    except ModelError:
-        return None
 
 
 def _bytes(model: Any, part_of_name: str = "") -> int:

@@ -11,6 +11,7 @@ from restack.cli.places import check_out
 from restack.cli.text_input import check_argument
 from restack.errors import UsageError
 
+OVERFLOWS = ("stop", "drop", "shift")
 SIZES = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "KB": 10**3, "B": 1}
 TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
@@ -59,6 +60,18 @@ def _checked_weights(weights: str) -> str:
     if weights not in recipes.WEIGHTS:
         raise UsageError(f"--weights is {weights!r}; write one of {', '.join(recipes.WEIGHTS)}")
     return weights
+
+
+def _checked_overflow(what: str) -> str:
+    if what not in OVERFLOWS:
+        raise UsageError(f"--overflow is {what!r}; write one of {', '.join(OVERFLOWS)}")
+    return what
+
+
+def _checked_session(file: Path | None) -> Path | None:
+    if file is not None and not file.expanduser().is_file():
+        raise UsageError(f"there is no session {file}; /save FILE keeps one")
+    return file
 
 
 def _checked_out(out: Path) -> Path:
@@ -144,6 +157,39 @@ AiPrefix = Annotated[
         rich_help_panel="Conversation",
     ),
 ]
+Overflow = Annotated[
+    str,
+    typer.Option(
+        metavar="WHAT",
+        callback=_checked_overflow,
+        help="When the context is full: stop; drop the oldest turns; or shift: leave out the oldest tokens, "
+        "but not the first few, the attention sinks.",
+        rich_help_panel="Conversation",
+    ),
+]
+Load = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        callback=_checked_session,
+        help="A conversation that /save kept, to go on with.",
+        rich_help_panel="Conversation",
+    ),
+]
+HideThoughts = Annotated[
+    bool,
+    typer.Option("--hide-thoughts", help="Do not show what it thinks.", rich_help_panel="Conversation"),
+]
+ThoughtTags = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        "--thought-tags",
+        "--thought_tags",
+        metavar="BEGIN END",
+        help="What a thought stands between; without: <think> </think>, or those of the model's template.",
+        rich_help_panel="Conversation",
+    ),
+]
 Prompts = Annotated[
     list[str] | None,
     typer.Option(
@@ -169,6 +215,7 @@ Weights = Annotated[
         "full: a self-merged checkpoint that loads without Restack (but for models of restack-llama).",
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", callback=_checked_out, help="Where the picture goes.")]
 Temperature = Annotated[
     float | None,

@@ -22,6 +22,7 @@ from restack.views.merge import materialise
 
 INITS = ("average", "stepwise", "lower")
 ADAPTER = "default"  # its name, as peft has it
+Block = tuple[int, int] | str | None  # (i, j), a slice of the spec language, or all layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,7 @@ class Cycle:
         return Plan.of([*range(stop), *[*self.shared] * (self.loops - 1), *range(stop, depth)], depth)
 
 
-def fold(
-    model: Any,
-    *,
-    block: tuple[int, int] | str | None = None,
-    loops: int = 2,
-    init: str = "average",
-    rank: int = 16,
-) -> Any:
+def fold(model: Any, *, block: Block = None, loops: int = 2, init: str = "average", rank: int = 16) -> Any:
     """Fold consecutive layers into fewer, shared ones that run in a cycle, and adapt each visit of them.
 
     Of the layers i..j-1 of the block, `loops` times K, the folded model has K; visit i + l K + k (l < loops,
@@ -109,21 +103,14 @@ def fold(
         ViewError: the layers that would be shared are not alike, or views cannot order them.
         ModelError: the model has adapters already, or peft is not installed.
     """
-    return folded(model, block=block, loops=loops, init=init, rank=rank).view
+    return folded(model, block, loops, init, rank).view
 
 
-def folded(
-    model: Any,
-    *,
-    block: tuple[int, int] | str | None = None,
-    loops: int = 2,
-    init: str = "average",
-    rank: int = 16,
-) -> Folded:
+def folded(model: Any, block: Block, loops: int, init: str, rank: int) -> Folded:
     """As `fold`, and how well the adapters make up for what is shared."""
     parts = anatomy(model)
     _refuse(model, parts)
-    cycle = checked_cycle(len(parts.layers), block=block, loops=loops, init=init, rank=rank)
+    cycle = checked_cycle(len(parts.layers), block, loops, init, rank)
     _refuse_differences(parts, cycle)
     kept = [*range(cycle.shared.stop), *range(cycle.stop, len(parts.layers))]
     fewer = materialise(model, Plan.of(kept, len(parts.layers)))
@@ -134,9 +121,7 @@ def folded(
     return Folded(result, _adapt(result, parts.layers, cycle, rank) if rank else 1.0)
 
 
-def checked_cycle(
-    layers: int, *, block: tuple[int, int] | str | None, loops: int, init: str, rank: int
-) -> Cycle:
+def checked_cycle(layers: int, block: Block, loops: int, init: str, rank: int) -> Cycle:
     """What `fold` would do with a model of so many layers, which need not be loaded yet.
 
     Raises:
@@ -182,7 +167,7 @@ def _refuse(model: Any, parts: Anatomy) -> None:
             raise ModelError(f"{parts.path}.{name} is quantised; fold the model it was made from")
 
 
-def _ends(block: tuple[int, int] | str | None, layers: int) -> tuple[int, int]:
+def _ends(block: Block, layers: int) -> tuple[int, int]:
     """The first layer of the block, and the one after its last."""
     match block:
         case None:

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from restack.plans import Plan, own_plan, plan
 from restack.plans.value import Visit
 from restack.recipes.merges import Merge
 from restack.recipes.opening import build_empty, dtype_named
+from restack.recipes.own_weights import DTYPES
 from restack.views import scaling
 from restack.views.anatomy import anatomy
 from restack.views.donors import used_after_layers
@@ -193,10 +195,10 @@ def _of_visit(
 
 def _read(donor: Donor, name: str, dtype: torch.dtype | str) -> Output:
     """A tensor in the dtype that is asked for, if it is one of floating-point numbers."""
-    weights = donor.weights
-    if isinstance(dtype, str) or not weights.is_floating_point(name):
-        return weights.copy(name)
-    return Output(weights.count(name) * dtype.itemsize, lambda: weights.read(name).to(dtype))
+    copy, stored = donor.weights.copy(name), donor.weights.tensors[name]
+    if isinstance(dtype, str) or stored.dtype not in DTYPES:
+        return copy
+    return Output(prod(stored.shape) * dtype.itemsize, lambda: copy.make().to(dtype))
 
 
 def _times(make: Callable[[], torch.Tensor], factor: float) -> torch.Tensor:

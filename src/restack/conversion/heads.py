@@ -21,6 +21,7 @@ from restack import recipes
 from restack.conversion.stored import Output, Weights
 from restack.conversion.writing import LARGEST_SHARD, Checkpoint, Progress, write, write_model
 from restack.errors import ModelError, UsageError
+from restack.recipes.opening import build_empty
 from restack.views.anatomy import decoder_config
 from restack.views.guards import PLAN
 
@@ -143,7 +144,8 @@ def convert_heads(
     found = recipes.find_reference(reference, **hub)
     if found.plan is not None or recipes.parse_reference(reference).spec is not None:
         raise UsageError(f"{reference} is a view; make it a checkpoint first: restack convert full")
-    pooling, config, projections = _pooling(recipes.open_empty(reference, **hub), kv_heads, pool, seed)
+    empty = build_empty(found.ready(), trust_remote_code=trust_remote_code)
+    pooling, config, projections = _pooling(empty, kv_heads, pool, seed)
     weights = Weights.of(found.location)
     if not projections <= weights.tensors.keys():
         write_model(
@@ -160,8 +162,8 @@ def convert_heads(
 
 
 def _pooled(weights: Weights, name: str, pooling: Pool) -> Output:
-    size = weights.size(name) * pooling.groups // pooling.heads
-    return Output(size, lambda: pooling(weights.read(name), name))
+    whole = weights.copy(name)
+    return Output(whole.size * pooling.groups // pooling.heads, lambda: pooling(whole.make(), name))
 
 
 def _pooling(model: Any, kv_heads: int, pool: str, seed: int) -> tuple[Pool, Any, set[str]]:

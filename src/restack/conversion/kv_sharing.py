@@ -13,7 +13,7 @@ import torch
 
 from restack import plans, recipes
 from restack.conversion.meta import MetaWeights
-from restack.conversion.stored import Output, Weights
+from restack.conversion.stored import Output, Source, Weights
 from restack.conversion.writing import LARGEST_SHARD, Checkpoint, Progress, write
 from restack.errors import ModelError, UsageError
 from restack.llama.config import RestackLlamaConfig
@@ -63,7 +63,7 @@ def convert_kv(
     if init not in INITS:
         raise UsageError(f"init is {init!r}; write one of {', '.join(INITS)}")
     config, location = _config(reference, kv_map, window, revision, trust_remote_code)
-    weights: Any = MetaWeights.of(location) if location.is_metas else Weights.of(location)
+    weights: Source = MetaWeights.of(location) if location.is_metas else Weights.of(location)
     with torch.device("meta"):
         names = RestackLlamaForCausalLM(config).state_dict()
     sources = {name: [name] for name in names if name in weights.tensors or not _is_tied(name, config)}
@@ -126,15 +126,16 @@ def _is_tied(name: str, config: Any) -> bool:
     return name == "lm_head.weight" and bool(config.tie_word_embeddings)
 
 
-def _mean(weights: Any, names: list[str]) -> Output:
+def _mean(weights: Source, names: list[str]) -> Output:
+    outputs = [weights.copy(name) for name in names]
     if len(set(names)) == 1:
-        return weights.copy(names[0])  # type: ignore[no-any-return]
+        return outputs[0]
 
     def make() -> torch.Tensor:
-        tensors = [weights.read(name) for name in names]
+        tensors = [output.make() for output in outputs]
         total = torch.zeros_like(tensors[0], dtype=torch.float64)
         for tensor in tensors:
             total += tensor
         return (total / len(tensors)).to(tensors[0].dtype)
 
-    return Output(weights.size(names[0]), make)
+    return Output(outputs[0].size, make)

@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from restack import recipes
 from restack.conversion.stored import Output
 from restack.conversion.writing import LARGEST_SHARD, Checkpoint, Progress, write
@@ -34,17 +32,9 @@ class MetaWeights:
         """
         return cls(location, read_settings(location.folder))
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor; its memory may be a shard's until `release`."""
-        return self.tensors[name].read()
-
     def copy(self, name: str) -> Output:
-        """The tensor as it is."""
-        return Output(self.tensors[name].size, lambda: self.read(name))
-
-    def size(self, name: str) -> int:
-        """Its bytes."""
-        return self.tensors[name].size
+        """The tensor as it is; its memory may be a shard's until `release`."""
+        return Output(self.tensors[name].size, lambda: self.tensors[name].read())
 
     def release(self) -> None:
         """Map the shards anew, which gives back the memory of what was read of them."""

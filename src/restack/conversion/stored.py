@@ -1,8 +1,7 @@
 """The tensors of a checkpoint on this machine, read one at a time, and those of one that is to be written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +10,6 @@ from safetensors import safe_open
 
 from restack.recipes.fingerprint import Stored, stored_tensors
 from restack.recipes.location import Location
-from restack.recipes.own_weights import DTYPES
 
 WEIGHT_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*"]
 
@@ -28,6 +26,13 @@ class Source(Protocol):
     """Where tensors are read from."""
 
     location: Location
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """What is known of each, by its name."""
+
+    def copy(self, name: str) -> Output:
+        """The tensor as it is; its memory may be a file's until `release`."""
 
     def release(self) -> None:
         """Give back the memory of the files."""
@@ -54,29 +59,16 @@ class Weights:
             snapshot_download(location.name, revision=location.revision, allow_patterns=WEIGHT_FILES)
         return cls(location, stored_tensors(location))
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor, whose memory is the file's until `release`."""
-        file = self.tensors[name].file
-        if file not in self._open:
-            self._open[file] = safe_open(file, "pt")
-        return self._open[file].get_tensor(name)  # type: ignore[no-any-return]
-
-    def size(self, name: str) -> int:
-        """Its bytes."""
-        return self.tensors[name].stop - self.tensors[name].start
-
-    def count(self, name: str) -> int:
-        """Its numbers."""
-        return prod(self.tensors[name].shape)
-
-    def is_floating_point(self, name: str) -> bool:
-        """Whether they are floating-point numbers, and not quantised."""
-        return self.tensors[name].dtype in DTYPES
-
     def copy(self, name: str) -> Output:
-        """The tensor as it is."""
-        return Output(self.size(name), lambda: self.read(name))
+        """The tensor as it is; its memory is the file's until `release`."""
+        stored = self.tensors[name]
+        return Output(stored.stop - stored.start, lambda: self._read(name, stored.file))
 
     def release(self) -> None:
         """Give back the memory of the files."""
         self._open.clear()
+
+    def _read(self, name: str, file: Path) -> torch.Tensor:
+        if file not in self._open:
+            self._open[file] = safe_open(file, "pt")
+        return self._open[file].get_tensor(name)  # type: ignore[no-any-return]

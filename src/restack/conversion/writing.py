@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from restack.conversion.stored import Output, Source
-from restack.errors import ModelError
 from restack.recipes.fingerprint import INDEX, WEIGHTS, fingerprint
 from restack.recipes.location import Location
 from restack.recipes.new_folder import new_folder, resumable_folder
-from restack.recipes.opening import load_tokenizer
+from restack.recipes.saving import save_tokenizer
 
 LARGEST_SHARD = 5_000_000_000  # bytes; what the hub and transformers before version 5 cut at
 GENERATION = "generation_config.json"
@@ -132,8 +131,4 @@ def _write_around(source: Location, place: Path) -> None:
     """What is beside the weights: settings of generation, and the tokenizer if there is one."""
     if (settings := source.file(GENERATION)) is not None:
         (place / GENERATION).write_bytes(settings.read_bytes())
-    try:
-        tokenizer = load_tokenizer(source)
-    except ModelError:
-        return
-    tokenizer.save_pretrained(place)
+    save_tokenizer(source, place)

@@ -54,7 +54,7 @@ def save(model: Any, folder: str | Path, *, weights: str = "none") -> Path:
     if weights not in WEIGHTS:
         raise UsageError(f"weights is {weights!r}; write one of {', '.join(WEIGHTS)}")
     adapted, model = _adapted(model)
-    plan = _plan(model)
+    plan = plan_of(model)
     location = _loaded_from(model, plan)
     with new_folder(Path(folder)) as place:
         if weights == "shared":
@@ -64,7 +64,7 @@ def save(model: Any, folder: str | Path, *, weights: str = "none") -> Path:
         else:
             _write_recipe(place, plan, _kept(model, plan, location), adapted)
         if weights != "none" and location is not None:
-            _save_tokenizer(location, place / BASE if weights == "shared" else place)
+            save_tokenizer(location, place / BASE if weights == "shared" else place)
         stored = "house" if weights == "full" and runs_plans(model) else weights
         _write_about(place, plan, location, stored, model.dtype, adapted is not None)
     return Path(folder)
@@ -113,8 +113,8 @@ def save_recipe(
     return Path(folder)
 
 
-def _plan(model: Any) -> Plan:
-    """What the model runs; every layer once if it is no view."""
+def plan_of(model: Any) -> Plan:
+    """What a view runs; every visit once of a model that is none, whatever plan it runs by itself."""
     from restack.views.guards import PLAN
     from restack.views.planned import visit_count
 
@@ -246,8 +246,8 @@ def _save_full(model: Any, plan: Plan, place: Path, adapted: "Adapted | None") -
         raise ViewError(f"this view cannot be a checkpoint of its own: {error}") from None
 
 
-def _save_tokenizer(location: Location, place: Path) -> None:
-    """Put the base's tokenizer beside the weights, if it has one."""
+def save_tokenizer(location: Location, place: Path) -> None:
+    """Put a model's tokenizer beside other weights, if it has one."""
     from restack.recipes.opening import load_tokenizer
 
     try:

@@ -48,13 +48,11 @@ def with_trainable_adapters(model: Any) -> Any:
 
 def visits_of(model: Any) -> tuple[int, ...]:
     """Which layer each visit of a model runs."""
-    from restack.views.guards import PLAN
-    from restack.views.planned import runs_plans, visit_count
+    from restack.recipes.saving import plan_of
+    from restack.views.planned import runs_plans
 
-    if runs_plans(model):
-        return tuple(model.config.whole_plan.order)
-    plan: Plan | None = vars(model).get(PLAN)
-    return tuple(range(visit_count(model))) if plan is None else tuple(plan.order)
+    plan: Plan = model.config.whole_plan if runs_plans(model) else plan_of(model)
+    return plan.order
 
 
 def chosen_visits(wanted: str, order: tuple[int, ...]) -> tuple[int, ...]:
