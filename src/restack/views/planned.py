@@ -26,6 +26,14 @@ def visit_count(model: Any) -> int:
     return len(model.config.whole_plan) if runs_plans(model) else len(anatomy(model).layers)
 
 
+def iterated(model: Any) -> frozenset[int]:
+    """The visits of a restack-llama that are iterated with one before them: what enters is not final."""
+    if not runs_plans(model):
+        return frozenset()
+    groups = (group for group in model.config.schedule.groups if group.is_iterated)
+    return frozenset(step.number for group in groups for step in group.steps[1:])
+
+
 def set_plan(model: Any, plan: Plan) -> None:
     """Have a model run a plan over its visits.
 
