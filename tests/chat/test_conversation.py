@@ -2,18 +2,13 @@ import pytest
 import torch
 
 from restack import recipes
-from restack.chat import Conversation
-from restack.chat.conversation import PLAIN_TEMPLATE
+from restack.chat import PLAIN_TEMPLATE, Conversation, Message
+from restack.chat.template import PLAIN_STOPS
 from restack.errors import UsageError
 from restack.runtime import ContextFull, Sampling
 from restack.views import view
 
 GREEDY = Sampling(temperature=0, max_tokens=24)
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return recipes.open("demo", dtype="float32"), recipes.open_tokenizer("demo")
 
 
 def by_transformers(model, tokenizer, messages, tokens=24, **template):
@@ -34,40 +29,51 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
+def said(talk):
+    """The messages as transformers has them."""
+    return [{"role": message.role, "content": message.content} for message in talk.messages]
+
+
+def after(talk, *messages):
+    """The conversation, these messages being all that was said."""
+    talk.messages = [Message.of(message["role"], message["content"]) for message in messages]
+    return talk
+
+
 def test_an_answer_is_what_transformers_gives_and_history_is_kept(demo):
     talk = Conversation(*demo, system="You are Demo.", sampling=GREEDY)
     system = {"role": "system", "content": "You are Demo."}
-    first = talk.ask("What is the capital of France?")
+    first = talk.ask("What is the capital of France?").content
     assert first == by_transformers(*demo, [system, user("What is the capital of France?")])
-    second = talk.ask("What is 3 + 4?")
+    second = talk.ask("What is 3 + 4?").content
     history = [system, user("What is the capital of France?"), assistant(first), user("What is 3 + 4?")]
     assert second == by_transformers(*demo, history)
-    assert talk.messages == [*history, assistant(second)]
+    assert said(talk) == [*history, assistant(second)]
 
 
 def test_pieces_together_are_the_answer(demo):
     pieces = []
     answer = Conversation(*demo, sampling=GREEDY).ask("Tell me a story about Ben and a kite.", pieces.append)
-    assert "".join(pieces) == answer
+    assert "".join(piece.text for piece in pieces) == answer.content
     assert len(pieces) > 3
 
 
 def test_the_prefix_begins_the_answer_and_is_kept(demo):
     prefix = "Let's think step by step.\n"
     talk = Conversation(*demo, ai_prefix=prefix, sampling=GREEDY)
-    answer = talk.ask("What is 345 + 213?")
+    answer = talk.ask("What is 345 + 213?").content
     messages = [user("What is 345 + 213?"), assistant(prefix)]
     told = by_transformers(*demo, messages, add_generation_prompt=False, continue_final_message=True)
     assert answer == prefix + told
-    assert talk.messages[-1] == assistant(answer)
+    assert said(talk)[-1] == assistant(answer)
 
 
 def test_the_model_can_change_in_the_middle(demo):
     model, tokenizer = demo
     talk = Conversation(model, tokenizer, sampling=GREEDY)
-    first = talk.ask("Hello!")
+    first = talk.ask("Hello!").content
     talk.model = view(model, "0:8,4:12")
-    second = talk.ask("What is 3 + 4?")
+    second = talk.ask("What is 3 + 4?").content
     history = [user("Hello!"), assistant(first), user("What is 3 + 4?")]
     assert second == by_transformers(talk.model, tokenizer, history)
 
@@ -76,12 +82,12 @@ def test_reset_keeps_the_system_prompt(demo):
     talk = Conversation(*demo, system="You are Demo.", sampling=GREEDY)
     talk.ask("Hello!")
     talk.reset()
-    assert talk.messages == [{"role": "system", "content": "You are Demo."}]
+    assert said(talk) == [{"role": "system", "content": "You are Demo."}]
 
 
 def test_an_interrupted_answer_is_kept_as_far_as_it_came(demo):
     def interrupt(piece):
-        heard.append(piece)
+        heard.append(piece.text)
         if len(heard) == 3:
             raise KeyboardInterrupt
 
@@ -89,7 +95,7 @@ def test_an_interrupted_answer_is_kept_as_far_as_it_came(demo):
     talk = Conversation(*demo, sampling=GREEDY)
     with pytest.raises(KeyboardInterrupt):
         talk.ask("Tell me a story about Ben and a kite.", interrupt)
-    assert talk.messages[-1] == assistant("".join(heard))
+    assert said(talk)[-1] == assistant("".join(heard))
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
@@ -155,17 +161,17 @@ def test_a_prefix_keeps_its_blanks_under_every_template(demo, template, before, 
     tokenizer = recipes.open_tokenizer("demo")
     tokenizer.chat_template = template
     talk = Conversation(demo[0], tokenizer, ai_prefix=prefix)
-    talk.messages = [user("Hello!")]
+    after(talk, user("Hello!"))
     expected = tokenizer(before + prefix, add_special_tokens=False)["input_ids"]
-    assert talk._prompt().tolist() == [expected]
+    assert talk.prompt().tolist() == [expected]
 
 
 def test_thoughts_can_be_a_prefix(demo):
     tokenizer = recipes.open_tokenizer("demo")
     tokenizer.chat_template = THINKING
     talk = Conversation(demo[0], tokenizer, ai_prefix="<think>Easy.</think>")
-    talk.messages = [user("Hello!")]
-    assert tokenizer.decode(talk._prompt()[0]).endswith("<assistant>\n<think>Easy.</think>")
+    after(talk, user("Hello!"))
+    assert tokenizer.decode(talk.prompt()[0]).endswith("<assistant>\n<think>Easy.</think>")
 
 
 @pytest.mark.parametrize(
@@ -173,8 +179,8 @@ def test_thoughts_can_be_a_prefix(demo):
 )
 def test_a_prefix_keeps_its_blanks_without_a_template(no_template, prefix, end):
     talk = Conversation(*no_template, ai_prefix=prefix)
-    talk.messages = [user("Hello!")]
-    assert talk.tokenizer.decode(talk._prompt()[0]) == "<|bos|>User: Hello!\n\n" + end
+    after(talk, user("Hello!"))
+    assert talk.tokenizer.decode(talk.prompt()[0]) == "<|bos|>User: Hello!\n\n" + end
 
 
 @pytest.fixture
@@ -189,11 +195,11 @@ def test_a_model_without_a_template_gets_a_plain_transcript(no_template):
     talk = Conversation(model, tokenizer, sampling=GREEDY)
     prompts = []
     for question in ("Hello!", "What is 3 + 4?"):
-        before = [*talk.messages, user(question)]
-        answer = talk.ask(question)
+        before = [*said(talk), user(question)]
+        answer = talk.ask(question).content
         assert answer == by_transformers(*no_template, before, chat_template=PLAIN_TEMPLATE)
-        assert talk.messages == [*before, assistant(answer)]
-        prompts.append(tokenizer.decode(talk._prompt()[0]))
+        assert said(talk) == [*before, assistant(answer)]
+        prompts.append(tokenizer.decode(talk.prompt()[0]))
     assert prompts[0].startswith("<|bos|>User: Hello!\n\nAssistant:")
     assert prompts[1].startswith(prompts[0].removesuffix("Assistant:"))
 
@@ -202,13 +208,13 @@ def test_a_tokenizer_without_a_beginning_token_gets_none(no_template):
     model, tokenizer = no_template
     tokenizer.bos_token = None
     talk = Conversation(model, tokenizer, sampling=GREEDY)
-    talk.messages = [user("Hello!"), assistant(" Hi."), user("Bye!")]
-    told = tokenizer.decode(talk._prompt()[0])
+    after(talk, user("Hello!"), assistant(" Hi."), user("Bye!"))
+    told = tokenizer.decode(talk.prompt()[0])
     assert told == "User: Hello!\n\nAssistant: Hi.\n\nUser: Bye!\n\nAssistant:"
 
 
 def test_a_plain_answer_ends_before_the_next_speaker(no_template, monkeypatch):
-    monkeypatch.setattr("restack.chat.conversation.PLAIN_STOPS", (" ",))
+    monkeypatch.setitem(PLAIN_STOPS, "assistant", (" ",))
     pieces = []
     talk = Conversation(*no_template, ai_prefix="Well, once", sampling=GREEDY)
     told = by_transformers(
@@ -218,9 +224,9 @@ def test_a_plain_answer_ends_before_the_next_speaker(no_template, monkeypatch):
         add_generation_prompt=False,
         continue_final_message=True,
     )
-    answer = talk.ask("Hello!", pieces.append)
+    answer = talk.ask("Hello!", lambda piece: pieces.append(piece.text)).content
     assert answer == "".join(pieces) == "Well, once" + told.partition(" ")[0]
-    assert talk.messages[-1] == assistant(answer)
+    assert said(talk)[-1] == assistant(answer)
 
 
 NO_SYSTEM = (
@@ -258,8 +264,8 @@ def test_an_interrupt_before_the_first_word_forgets_the_question(demo, monkeypat
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("restack.chat.conversation.generate", interrupted)
+    monkeypatch.setattr("restack.chat.speech.generate", interrupted)
     talk = Conversation(*demo, system="You are Demo.", ai_prefix=prefix)
     with pytest.raises(KeyboardInterrupt):
         talk.ask("Hello!")
-    assert talk.messages == [{"role": "system", "content": "You are Demo."}]
+    assert said(talk) == [{"role": "system", "content": "You are Demo."}]

@@ -6,7 +6,8 @@ import pexpect
 import pytest
 
 from restack.cli import main
-from restack.cli.chat import completion
+from restack.cli.chat import COMMANDS
+from restack.cli.line_editing import completion, messages
 
 
 def piped(monkeypatch, capsys, text, *options, encoding="utf-8"):
@@ -39,7 +40,7 @@ def test_layers_change_while_it_talks(monkeypatch, capsys):
     assert output.out.count("16 visits") == 2
     assert "Going on with plan 0:12" in output.out
     assert "forgotten" in output.out
-    assert "/layers SPEC" in output.out
+    assert "/layers SPEC" in output.out and 'three quotes (""")' in output.out
     assert "Along a pipe, the first mistake ends the chat with exit status 2." in output.out
 
 
@@ -89,14 +90,15 @@ def test_a_first_message_past_the_context_leaves_nothing_to_forget(monkeypatch, 
     ("line", "completed"),
     [
         ("/la", ["/layers "]),
-        ("/", ["/exit", "/help", "/layers ", "/quit", "/reset"]),
+        ("/", sorted(COMMANDS)),
+        ("/s", ["/save "]),
         ("", []),
         ("wor", []),
         ("/layers 0", []),
     ],
 )
 def test_commands_are_completed(line, completed):
-    offers = iter(lambda: completion(line, len(found)), None)
+    offers = iter(lambda: completion(line, len(found), COMMANDS), None)
     found = []
     for offer in offers:
         found.append(offer)
@@ -104,19 +106,124 @@ def test_commands_are_completed(line, completed):
 
 
 @pytest.mark.parametrize(
-    ("said", "note"), [("", "the question is forgotten"), ("Hi", "what was said is kept")]
+    ("said", "note"), [("", "the conversation is as before"), ("Hi", "what was said is kept")]
 )
 def test_what_an_interrupt_leaves_is_told(monkeypatch, capsys, said, note):
     def interrupted(model, tokenizer, tokens, sampling, on_text, **options):
         on_text(said)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("restack.chat.conversation.generate", interrupted)
+    monkeypatch.setattr("restack.chat.speech.generate", interrupted)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    lines = iter(["Hello!"])
-    monkeypatch.setattr("restack.cli.chat.lines", lambda: lines)
+    monkeypatch.setattr("restack.cli.chat.messages", lambda *_: iter(["Hello!"]))
     assert main(["chat", "demo"]) == 0
     assert note in capsys.readouterr().out
+
+
+def answers(output):
+    return [line.removeprefix("A.I. > ") for line in output.out.splitlines() if line.startswith("A.I. > ")]
+
+
+def test_the_conversation_is_steered(monkeypatch, capsys):
+    text = (
+        "/prefix The capital\nWhat is the capital of France?\n/prefix\n/continue  The capital of Spain\n"
+        "/again\n/undo\nHello!\n"
+    )
+    status, output = piped(monkeypatch, capsys, text)
+    assert status == 0
+    said = answers(output)
+    assert said[0] == "The capital of France is Paris."
+    assert said[1].startswith(" The capital of Spain")  # only what is new is shown
+    assert said[2] == "The capital of France is Paris."
+    assert "Every answer begins with 'The capital'." in output.out and "No prefix." in output.out
+    assert "Taken back: What is the capital of France?" in output.out
+    assert len(said) == 4
+
+
+def test_forks(monkeypatch, capsys):
+    text = (
+        "What is the capital of France?\n/fork other\n/layers 0:8,4:12\nHello!\n/fork\n/fork main\n/undo\n"
+        "/fork other\n/undo\n/undo\n"
+    )
+    status, output = piped(monkeypatch, capsys, text)
+    assert status == 0
+    assert "other has 2 messages; /fork main leads back. plan 0:12" in output.out
+    assert "main, other (here)" in output.out
+    assert "other has 4 messages; /fork main leads back. plan 0:8,4:12" in output.out
+    assert output.out.count("Taken back: What is the capital of France?") == 2
+
+
+@pytest.mark.parametrize("option", ["", "--kv "])
+def test_sessions(monkeypatch, capsys, tmp_path, option):
+    file = tmp_path / "a talk.json"
+    status, output = piped(monkeypatch, capsys, f"What is the capital of France?\n/save {option}{file}\n")
+    assert status == 0 and f"Kept in {file}" in output.out
+    status, output = piped(monkeypatch, capsys, f"/load {file}\n/undo\n")
+    assert status == 0
+    assert "Going on with 2 messages" in output.out
+    assert "You  > What is the capital of France?\nA.I. > The capital of France is Paris." in output.out
+    status, output = piped(monkeypatch, capsys, "/undo\n", "--load", str(file))
+    assert status == 0 and "Taken back: What is the capital of France?" in output.out
+    status, output = piped(monkeypatch, capsys, "Hello!\n", "--load", str(file), "--layers", "0:8,4:12")
+    assert status == 2 and "--layers '0:12'" in output.err and "A.I." not in output.out
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("/undo", "nothing to take back"),
+        ("/again", "no answer to take back; ask something first"),
+        ("/continue", "no message of the model to go on with; ask something first"),
+        ("/save", "name the file: /save FILE"),
+        ("/load", "name the file: /load FILE"),
+        ("/load nothing.json", "the session nothing.json cannot be read: No such file"),
+        ("/fork main", "this is main; name another"),
+        ("caf\udce9", "byte 0xe9 at column 4 of input line 1 is not UTF-8"),
+    ],
+)
+def test_wrong_lines_are_told_in_one_line(monkeypatch, capsys, line, told):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line.encode("utf-8", "surrogateescape"))))
+    assert main(["chat", "demo"]) == 2
+    output = capsys.readouterr()
+    assert told in output.err and "A.I." not in output.out
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["--overflow", "forget"], "--overflow is 'forget'; write one of stop, drop, shift"),
+        (["--load", "nothing.json"], "there is no session nothing.json; /save FILE keeps one"),
+        (["--thought-tags", "x", "x"], "write two different tags"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_loaded(capsys, monkeypatch, option, told):
+    monkeypatch.setattr("restack.recipes.open", None)
+    assert main(["chat", "demo", *option]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_megabyte_is_refused(monkeypatch, capsys):
+    status, output = piped(monkeypatch, capsys, "word " * 200_000 + "\n")
+    assert status == 2 and "the model's context is 1024; shorten it" in output.err
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a\\\nb\\\n\nc\n", ["a\nb\n", "c"]),
+        ('"""\na\n\n  b\n"""\nc', ["a\n\n  b", "c"]),
+        ('"""\na', ["a"]),
+        ("a\\", ["a"]),
+        ('a """\nb\n', ['a """', "b"]),
+        ("a\r\nb\r\n", ["a", "b"]),
+    ],
+)
+def test_messages_of_several_lines(monkeypatch, text, told):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert list(messages("", COMMANDS)) == told
+
+
+SPEAKS = r"A.I. > \x1b\[0m"  # which ends the bold letters
 
 
 @pytest.fixture
@@ -131,7 +238,7 @@ def terminal():
 
 def test_in_a_terminal(terminal):
     terminal.sendline("What is the capital of Frwnce?\x01\x05\x1b[D\x1b[D\x1b[D\x1b[D\x7fa")  # edited
-    terminal.expect("A.I. > The capital of France is Paris.")
+    terminal.expect(f"{SPEAKS}The capital of France is Paris.")
     terminal.expect("You  > ")
     terminal.sendline("/layers 0:99")
     terminal.expect("stop 99 is past the model's 12 layers")
@@ -145,9 +252,39 @@ def test_in_a_terminal(terminal):
     assert terminal.exitstatus == 0
 
 
+STATUS = r"\[\d+ tokens.*, [\d.]+ tokens/s; \d+ read, 0 known; context \d+ of 1,024, KV [\d.]+ kB\]"
+
+
+def test_what_grew_in_a_terminal(terminal, tmp_path):
+    for line in ('"""', "What is the capital", "of France?"):
+        terminal.sendline(line)
+        terminal.expect(" ... > ")
+    terminal.sendline('"""')
+    terminal.expect(SPEAKS)
+    terminal.expect(STATUS)
+    terminal.expect("You  > ")
+    terminal.sendline("/continue  The capital of Spain")
+    terminal.expect(f"{SPEAKS} The capital of Spain")
+    terminal.expect(r"; \d+ read, [1-9]\d* known; ")
+    terminal.sendline(f"/save {tmp_path}/talk.json")
+    terminal.expect("Kept in ")
+    terminal.sendline("/reset")
+    terminal.expect("forgotten")
+    terminal.sendline("/continue")
+    terminal.expect("no message of the model to go on with")
+    terminal.sendline(f"/load {tmp_path}/talk.json")
+    terminal.expect("Going on with 2 messages")
+    terminal.expect(r"You  > \x1b\[0mWhat is the capital")
+    terminal.expect("You  > ")
+    terminal.sendeof()
+    terminal.expect(pexpect.EOF)
+    terminal.wait()
+    assert terminal.exitstatus == 0
+
+
 def test_interrupts_in_a_terminal(terminal):
     terminal.sendline("Tell me a story about Ben and a kite.")
-    terminal.expect("A.I. > \\w+")
+    terminal.expect(f"{SPEAKS}\\w+")
     terminal.sendintr()
     terminal.expect("You  > ")
     terminal.sendintr()

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from transformers import LlamaConfig, MambaConfig, XLNetConfig
@@ -7,6 +5,7 @@ from transformers import LlamaConfig, MambaConfig, XLNetConfig
 from restack import recipes
 from restack.errors import UsageError
 from restack.runtime import ContextFull, Sampling, context_length, generate, generate_all
+from tests.runtime.speaker import Speaker
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def test_a_model_without_a_limit_says_what_it_is_asked_for(demo):
     _, tokenizer = demo
     speaker = Speaker(tokenizer, "Hello!")
     speaker.config = XLNetConfig()
-    assert generate(speaker, tokenizer, torch.tensor([[1] * 5000]), Sampling()) == "Hello!"
+    assert generate(speaker, tokenizer, torch.tensor([[1] * 5000]), Sampling()).text == "Hello!"
 
 
 def test_a_seed_repeats_the_text(demo):
@@ -78,7 +77,7 @@ def test_a_seed_repeats_the_text(demo):
 
     def told(seed):
         torch.manual_seed(seed)
-        return generate(model, tokenizer, tokens, Sampling(temperature=1.5, max_tokens=20))
+        return generate(model, tokenizer, tokens, Sampling(temperature=1.5, max_tokens=20)).text
 
     assert told(1) == told(1)
     assert len({told(seed) for seed in range(4)}) > 1
@@ -87,7 +86,7 @@ def test_a_seed_repeats_the_text(demo):
 def test_the_text_is_what_transformers_generates(demo):
     model, tokenizer = demo
     tokens = tokenizer("Once there was", return_tensors="pt")["input_ids"]
-    told = generate(model, tokenizer, tokens, Sampling(temperature=0, max_tokens=20))
+    told = generate(model, tokenizer, tokens, Sampling(temperature=0, max_tokens=20)).text
     output = model.generate(
         tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=20
     )
@@ -118,26 +117,11 @@ def test_the_text_ends_before_a_stop_string(demo, place):
     model, tokenizer = demo
     tokens = tokenizer("Tell me a story about Ben and a kite.", return_tensors="pt")["input_ids"]
     sampling, longer = Sampling(temperature=0, max_tokens=40), {"suppress_tokens": [tokenizer.eos_token_id]}
-    whole = generate(model, tokenizer, tokens, sampling, **longer)
+    whole = generate(model, tokenizer, tokens, sampling, **longer).text
     stop = whole[place : place + 7]
     pieces = []
-    told = generate(model, tokenizer, tokens, sampling, pieces.append, stop=["\n\n\n", stop], **longer)
+    told = generate(model, tokenizer, tokens, sampling, pieces.append, stop=["\n\n\n", stop], **longer).text
     assert told == "".join(pieces) == whole.partition(stop)[0]
-
-
-class Speaker:
-    """Says a text token by token, as transformers' `generate` would stream it."""
-
-    def __init__(self, tokenizer, text):
-        self.tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        self.config = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace())
-
-    def generate(self, prompt, streamer, **options):
-        streamer.put(prompt)
-        for token in self.tokens[0]:
-            streamer.put(token[None])
-        streamer.end()
-        return torch.cat([prompt, self.tokens], 1)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +141,7 @@ def test_what_may_begin_a_stop_string_is_held_back(demo, text, told):
     answer = generate(
         Speaker(tokenizer, text), tokenizer, torch.tensor([[1]]), Sampling(), pieces.append, stop=stop
     )
-    assert answer == "".join(pieces) == told
+    assert answer.text == "".join(pieces) == told
 
 
 UNEVEN = ["What is the capital of France?", "Once there was", "Tell me a story about Ben and a kite."]
@@ -172,7 +156,7 @@ def test_the_texts_of_a_batch_are_those_of_each_alone(demo, settings, stop):
     model, tokenizer = recipes.open("demo", dtype="float32"), demo[1]
     prompts = [tokenizer(text, return_tensors="pt")["input_ids"] for text in UNEVEN]
     sampling = Sampling(**{"temperature": 0, "max_tokens": 25} | settings)
-    alone = [generate(model, tokenizer, prompt, sampling, stop=stop) for prompt in prompts]
+    alone = [generate(model, tokenizer, prompt, sampling, stop=stop).text for prompt in prompts]
     assert generate_all(model, tokenizer, prompts, sampling, stop=stop) == alone
     assert len(set(alone)) > 1
 
@@ -182,7 +166,7 @@ def test_a_long_prompt_takes_no_room_from_a_short_one(demo):
     word = tokenizer("a")["input_ids"][-1]
     prompts = [torch.full((1, 1020), word), tokenizer("Once there was", return_tensors="pt")["input_ids"]]
     sampling, more = Sampling(temperature=0, max_tokens=12), {"suppress_tokens": [tokenizer.eos_token_id]}
-    alone = [generate(model, tokenizer, prompt, sampling, **more) for prompt in prompts]
+    alone = [generate(model, tokenizer, prompt, sampling, **more).text for prompt in prompts]
     assert generate_all(model, tokenizer, prompts, sampling, **more) == alone
     assert len(tokenizer(alone[1])["input_ids"]) > 4
     with pytest.raises(ContextFull):

@@ -1,37 +1,47 @@
 """A conversation: messages, and a model that answers the last one."""
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from jinja2 import TemplateError
+import torch
 
+from restack.chat.messages import Message
+from restack.chat.speech import Hear, Speech
+from restack.chat.template import ChatTemplate
+from restack.chat.thoughts import Tags, tags_of
+from restack.chat.window import Window
 from restack.errors import UsageError
-from restack.runtime import Sampling, check_room, generate, generate_all
+from restack.runtime import Generated, PromptCache, Sampling, generate_all
 
-Message = dict[str, str]
+OTHER = {"assistant": "user", "user": "assistant"}
 
-# For models without a chat template of their own: a plain transcript that ends where the next speaker begins.
-PLAIN_TEMPLATE = (
-    "{{ bos_token or '' }}"
-    "{% for message in messages %}"
-    "{{ message['role'].capitalize() }}:"
-    "{{ '' if message['content'].startswith(' ') else ' ' }}{{ message['content'] }}\n\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
-)
-PLAIN_STOPS = ("\n\nUser:", "\nUser:")
+
+def _ignore(said: Any) -> None:
+    pass
 
 
 class Conversation:
-    """Messages in transformers' form, and the model that answers them.
+    """Messages, and the model that speaks next.
+
+    The keys and values of what the model has read are kept: only what is new passes through it, also after
+    `continue_`, `edit` or `undo`. A model whose cache cannot be cropped reads all anew; `on_note` is told.
 
     Attributes:
-        model: answers; it may be changed for another view at any time, and the conversation goes on.
+        model: speaks; it may be changed for another view at any time, and the conversation goes on. It reads
+            what was said before anew.
         tokenizer: of the model, with its chat template; `PLAIN_TEMPLATE` if it has none.
         messages: all that was said, the system prompt first.
-        ai_prefix: every answer begins with these words (DeepSeek's prefix completion, chatllm.cpp's
-            `--ai_prefix`); they become part of the answer in `messages`.
+        ai_prefix: all that the model says begins with these words (DeepSeek's prefix completion,
+            chatllm.cpp's `--ai_prefix`); they are part of the message, and can be told from the rest.
         sampling: how tokens are chosen.
+        speaks: the role of the model; "user" lets it play the user (chatllm.cpp's `--reversed_role`).
+        tags: a thought stands between them.
+        window: what the model is shown when the conversation is longer than its context.
+        cache: the keys and values of what the model has read last.
+        on_note: is told what the user should know.
+        last: what generating the last message took; None before.
     """
 
     def __init__(
@@ -42,23 +52,47 @@ class Conversation:
         system: str | None = None,
         ai_prefix: str = "",
         sampling: Sampling | None = None,
+        speaks: str = "assistant",
+        tags: Tags | None = None,
+        overflow: str = "stop",
+        on_note: Callable[[str], None] = _ignore,
     ) -> None:
+        """A conversation without messages.
+
+        Args:
+            model, tokenizer, ai_prefix, sampling, speaks, on_note: see above.
+            system: the system prompt.
+            tags: without them, those of its template or vocabulary, or else <think> and </think>.
+            overflow: what to do when the context is full: "stop", "drop" or "shift"; see `Window`.
+
+        Raises:
+            UsageError: there is no such role or overflow.
+        """
+        if speaks not in OTHER:
+            raise UsageError(f"the model cannot speak as {speaks!r}; write one of {', '.join(OTHER)}")
         self.model = model
         self.tokenizer = tokenizer
         self.system = system
         self.ai_prefix = ai_prefix
         self.sampling = sampling or Sampling()
+        self.speaks = speaks
+        self.tags = tags or tags_of(tokenizer)
+        self.window = Window(overflow)
+        self.on_note = on_note
+        self.last: Generated | None = None
         self.messages: list[Message] = []
+        self.cache = PromptCache()
+        self._told: set[str] = set()
         self.reset()
 
     def reset(self) -> None:
         """Forget all but the system prompt."""
-        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+        self.messages = [Message.of("system", self.system)] if self.system else []
 
-    def ask(self, text: str, on_text: Callable[[str], None] = lambda text: None) -> str:
-        """The answer to a user's message; pieces go to `on_text` as they are written, the prefix first.
+    def ask(self, text: str, on_piece: Hear = _ignore) -> Message:
+        """The answer to a message; its pieces go to `on_piece` as they are written, what is given first.
 
-        The first piece, the prefix or "" without one, comes as soon as the model begins to read.
+        The first piece, the prefix or an empty one, comes as soon as the model begins to read.
 
         An answer that is interrupted (KeyboardInterrupt) stays in the conversation as far as it came; if the
         model had not said anything yet, the conversation is as before.
@@ -67,30 +101,96 @@ class Conversation:
             UsageError: the message is empty, the context is full (`ContextFull`), or the model's chat
                 template refuses the conversation, which is then as before.
         """
+        before = self.messages
+        self.hear(text)
+        return self._answer_or(before, on_piece)
+
+    def hear(self, text: str, role: str | None = None) -> None:
+        """Take in a message, and do not answer yet.
+
+        Args:
+            text: of the message.
+            role: whose it is; without, the other side's.
+
+        Raises:
+            UsageError: it is empty.
+        """
         _refuse_empty(text)
-        said: list[str] = []
+        self.messages = [*self.messages, Message.of(role or OTHER[self.speaks], text)]
 
-        def hear(piece: str) -> None:
-            said.append(piece)
-            on_text(piece)
+    def answer(self, on_piece: Hear = _ignore) -> Message:
+        """What the model says next; as `ask`, without a message."""
+        return self._speak(Speech(self, self.messages, self.ai_prefix, self.sampling, on_piece))
 
-        before = list(self.messages)
-        self.messages.append({"role": "user", "content": text})
-        try:
-            tokens = self._prompt()
-            check_room(self.model, tokens)  # before anything is heard of an answer
-            hear(self.ai_prefix)
-            generate(self.model, self.tokenizer, tokens, self.sampling, hear, stop=self._stops)
-        except KeyboardInterrupt:
-            if "".join(said) in ("", self.ai_prefix):
-                self.messages = before
-            else:
-                self._answered(said)
-            raise
-        except BaseException:
-            self.messages = before
-            raise
-        return self._answered(said)
+    def continue_(
+        self, suffix: str = "", on_piece: Hear = _ignore, *, sampling: Sampling | None = None
+    ) -> Message:
+        """The model's last message, gone on with after a suffix (chatllm.cpp's `ai_continue`).
+
+        It takes the place of the message that it goes on with. Only what is new goes to `on_piece`.
+
+        Args:
+            suffix: words that are put into its mouth; may be empty.
+            on_piece: as of `ask`.
+            sampling: of this part alone.
+
+        Raises:
+            UsageError: the model has said nothing to go on with; or as `ask`.
+        """
+        if not self.messages or self.messages[-1].role != self.speaks:
+            raise UsageError("there is no message of the model to go on with; ask something first")
+        *history, last = self.messages
+        return self._speak(
+            Speech(self, history, suffix, sampling or self.sampling, on_piece, list(last.pieces))
+        )
+
+    def regenerate(self, on_piece: Hear = _ignore) -> Message:
+        """Another answer in the place of the last one.
+
+        Raises:
+            UsageError: there is none; or as `ask`.
+        """
+        if not self.messages or self.messages[-1].role != self.speaks:
+            raise UsageError("there is no answer to take back; ask something first")
+        before = self.messages
+        self.messages = before[:-1]
+        return self._answer_or(before, on_piece)
+
+    def undo(self) -> list[Message]:
+        """Take back the last message of the other side and what came after; they are returned.
+
+        Raises:
+            UsageError: there is none.
+        """
+        other = OTHER[self.speaks]
+        asked = [number for number, message in enumerate(self.messages) if message.role == other]
+        if not asked:
+            raise UsageError("there is nothing to take back")
+        self.messages, taken = self.messages[: asked[-1]], self.messages[asked[-1] :]
+        return taken
+
+    def edit(self, number: int, text: str) -> None:
+        """Change a message, counted from 0 in `messages`; those after it are forgotten.
+
+        Raises:
+            UsageError: there is no such message, or the text is empty.
+        """
+        if not 0 <= number < len(self.messages):
+            raise UsageError(f"there is no message {number}; there are {len(self.messages)}, counted from 0")
+        _refuse_empty(text)
+        role = self.messages[number].role
+        if role == "system":
+            self.system = text
+        self.messages = [*self.messages[:number], Message.of(role, text)]
+
+    def fork(self) -> "Conversation":
+        """Another conversation that has come as far; keys and values are shared, not copied."""
+        result = copy.copy(self)
+        result.messages = list(self.messages)
+        result.window = replace(self.window)
+        result.cache = self.cache.fork()
+        result._told = set(self._told)
+        return result
 
     def ask_all(self, texts: Sequence[str]) -> list[str]:
         """The answers to several messages, each as if it alone came next; the conversation stays as it is.
@@ -100,70 +200,60 @@ class Conversation:
         Raises:
             UsageError: as `ask` does.
         """
-        before, prompts = self.messages, []
+        prompts = []
         for text in texts:
             _refuse_empty(text)
-            try:
-                self.messages = [*before, {"role": "user", "content": text}]
-                prompts.append(self._prompt())
-            finally:
-                self.messages = before
-        answers = generate_all(self.model, self.tokenizer, prompts, self.sampling, stop=self._stops)
+            turn = [*self.messages, Message.of(OTHER[self.speaks], text)]
+            prompts.append(self.tensor(self.tokens(turn, self.ai_prefix)))
+        stops = ChatTemplate(self.tokenizer).stops(self.speaks)
+        answers = generate_all(self.model, self.tokenizer, prompts, self.sampling, stop=stops)
         return [self.ai_prefix + answer for answer in answers]
 
-    @property
-    def _stops(self) -> tuple[str, ...]:
-        return () if self.tokenizer.chat_template else PLAIN_STOPS
+    def prompt(self) -> torch.Tensor:
+        """The conversation and the beginning of what the model says next, as tokens of shape (1, tokens)."""
+        return self.tensor(self.tokens(self.messages, self.ai_prefix))
 
-    def _answered(self, said: list[str]) -> str:
-        answer = "".join(said)
-        self.messages.append({"role": "assistant", "content": answer})
-        return answer
+    def tokens(self, messages: Sequence[Message], begun: str = "") -> list[int]:
+        """Messages in tokens, up to where the model goes on, having begun with some words.
 
-    def _prompt(self) -> Any:
-        """The conversation so far and the beginning of the answer, as tokens of shape (1, tokens)."""
-        try:
-            text = self._begun()
-        except (TemplateError, TypeError, ValueError) as error:  # what templates and transformers raise
-            raise self._refused(error) from error
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UsageError("the conversation is not UTF-8: it has half a surrogate pair in it; take it out")
-        return self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(
-            self.model.device
-        )
-
-    def _begun(self) -> str:
-        """The conversation as the template writes it, up to where the model goes on.
-
-        The prefix is written after the template's own opening of an answer, since many templates trim what
-        is said (Llama 3's) or cut it (those that hide thoughts).
+        Raises:
+            UsageError: the chat template refuses them.
         """
-        opened = self._written(self.messages, add_generation_prompt=True)
-        if not self.ai_prefix:
-            return opened
-        if self.tokenizer.chat_template and opened != self._written(self.messages):
-            return opened + self.ai_prefix
-        # Such a template opens an answer only when there is one, and nobody else knows with which words.
-        answer = {"role": "assistant", "content": self.ai_prefix}
-        begun = self._written([*self.messages, answer], continue_final_message=True)
-        if begun.endswith(self.ai_prefix):
-            return begun
-        return begun.removesuffix(self.ai_prefix.strip()) + self.ai_prefix
+        text = ChatTemplate(self.tokenizer).opened(messages, self.speaks, begun)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
 
-    def _written(self, messages: list[Message], **options: Any) -> str:
-        template = None if self.tokenizer.chat_template else PLAIN_TEMPLATE
-        return str(
-            self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
-        )
+    def tensor(self, tokens: list[int]) -> torch.Tensor:
+        """Tokens as the model takes them, shape (1, tokens)."""
+        return torch.tensor([tokens], device=self.model.device)
 
-    def _refused(self, error: Exception) -> UsageError:
-        """Which of the things that not every template takes there are, and what the template said."""
-        given = {"a system prompt": self.system, "this prefix": self.ai_prefix}
-        remedies = {"leave out --system": self.system, "change --ai-prefix": self.ai_prefix}
-        what = " or ".join(name for name, value in given.items() if value) or "this conversation"
-        remedy = " or ".join(name for name, value in remedies.items() if value) or "take another model"
-        reason = " ".join(str(error).split())
-        return UsageError(f"the model's chat template refuses {what}: {reason:.200}; {remedy}")
+    def note_once(self, text: str) -> None:
+        """Tell what the user need be told only once."""
+        if text not in self._told:
+            self._told.add(text)
+            self.on_note(text)
+
+    def _answer_or(self, before: list[Message], on_piece: Hear) -> Message:
+        """What the model says next; where that comes to nothing, the conversation is as before."""
+        asked = self.messages
+        try:
+            return self.answer(on_piece)
+        except BaseException:
+            if self.messages is asked:
+                self.messages = before
+            raise
+
+    def _speak(self, speech: Speech) -> Message:
+        """Let the model say something, and put it after its history."""
+        try:
+            speech.speak()
+        except KeyboardInterrupt:
+            if speech.has_said:
+                self.messages = [*speech.history, speech.message("interrupted")]
+            raise
+        self.messages = [*speech.history, speech.message()]
+        self.last = speech.taken()
+        return self.messages[-1]
 
 
 def _refuse_empty(text: str) -> None:

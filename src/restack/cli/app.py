@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from restack import __version__
-from restack.cli import convert_app, train_app
+from restack.cli import convert_app, programs_app, train_app
 from restack.cli import options as o
 
 app = typer.Typer(
@@ -134,6 +134,10 @@ def chat(
     kv: o.KvMap = None,
     system: o.System = None,
     ai_prefix: o.AiPrefix = "",
+    overflow: o.Overflow = "stop",
+    load: o.Load = None,
+    hide_thoughts: o.HideThoughts = False,
+    thought_tags: o.ThoughtTags = None,
     temperature: o.Temperature = None,
     top_p: o.TopP = None,
     top_k: o.TopK = None,
@@ -146,6 +150,7 @@ def chat(
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Talk with a model; change its layers while you talk."""
+    from restack.chat import Tags
     from restack.cli import chat, loading
     from restack.runtime import Sampling
 
@@ -167,7 +172,14 @@ def chat(
         max_tokens=max_tokens,
     )
     loading.set_seed(seed)
-    chat.run(source, system, o.unescaped(ai_prefix), sampling)
+    options = {
+        "system": system,
+        "ai_prefix": o.unescaped(ai_prefix),
+        "sampling": sampling,
+        "overflow": overflow,
+        "tags": Tags(*thought_tags) if thought_tags else None,
+    }
+    chat.run(source, options, session=load, shows_thoughts=not hide_thoughts)
 
 
 @app.command(rich_help_panel=MAKE)
@@ -210,3 +222,5 @@ def demo(
 
 app.add_typer(convert_app.app, name="convert", rich_help_panel=MAKE)
 app.command(rich_help_panel=MAKE)(train_app.train)
+for program in (programs_app.duet, programs_app.cobblers, programs_app.think):
+    app.command(rich_help_panel=TALK)(program)

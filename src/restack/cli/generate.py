@@ -43,7 +43,7 @@ def run(
     if raw:
         generate_text(model, tokenizer, _tokens(model, tokenizer, prompts[0]), sampling, write)
     else:
-        conversation.ask(prompts[0], write)
+        conversation.ask(prompts[0], lambda piece: write(piece.text))
     print(flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from restack.runtime.generation import (
     ContextFull,
+    Generated,
     Sampling,
     check_room,
     context_length,
@@ -9,10 +10,13 @@ from restack.runtime.generation import (
     generate_all,
 )
 from restack.runtime.likelihood import Perplexity, perplexity, sample_text
+from restack.runtime.prompt_cache import PromptCache
 
 __all__ = [
     "ContextFull",
+    "Generated",
     "Perplexity",
+    "PromptCache",
     "Sampling",
     "check_room",
     "context_length",

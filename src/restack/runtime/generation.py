@@ -1,14 +1,17 @@
 """Streamed generation with transformers' own `generate`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import TextStreamer
 
 from restack.errors import UsageError
+from restack.runtime.prompt_cache import PromptCache, Reuse
+from restack.runtime.streaming import TextStream
 
 FINEST = 1e-6  # dividing logits by much less than this gives infinities, of which no token can be drawn
 
@@ -90,6 +93,35 @@ def check_room(model: Any, tokens: torch.Tensor) -> int | None:
     return context - prompt
 
 
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What `generate` wrote.
+
+    Attributes:
+        text: without the string that stopped it.
+        tokens: that were generated, the last one included.
+        finish: why it ended: "stop" (the model ended it, or a stop string was found), "length" (max_tokens)
+            or "context" (there was no room for more).
+        read: how many tokens of the prompt went through the model.
+        reused: how many of them did not, since their keys and values were kept.
+        first_visit: from which visit on the model read those reused, which another view had read; None where
+            it had read them itself.
+        reason: why those before had to be read again, where they had been kept; "" otherwise.
+        first_token_seconds: until the first token was there.
+        seconds: until the last one was.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: str
+    read: int
+    reused: int
+    first_visit: int | None
+    reason: str
+    first_token_seconds: float
+    seconds: float
+
+
 def generate(
     model: Any,
     tokenizer: Any,
@@ -99,8 +131,11 @@ def generate(
     /,
     *,
     stop: Sequence[str] = (),
+    prompt_cache: PromptCache | None = None,
+    follows: int = 0,
+    shown: Collection[int] = (),
     **options: Any,
-) -> str:
+) -> Generated:
     """The text that the model writes after a prompt; `on_text` gets each piece as soon as it is whole.
 
     Args:
@@ -108,27 +143,60 @@ def generate(
         tokenizer: its tokenizer.
         tokens: the prompt, shape (1, tokens).
         sampling: how tokens are chosen.
-        on_text: called with pieces of text that together are the result.
+        on_text: called with pieces of text that together are the text.
         stop: the text ends before the first of these strings; transformers keeps the string itself.
+        prompt_cache: holds what the model has read before, and then this; the prompt's beginning is not read
+            again.
+        follows: how many tokens at the end of the prompt the text follows within a sentence; the tokenizers
+            that leave out the blank before a first word keep it then.
+        shown: special tokens that are part of the text.
         options: more keyword arguments of transformers' `generate`.
 
     Raises:
         ContextFull: the prompt alone fills the model's context.
     """
-    prompt = tokens.shape[1]
+    start = perf_counter()
+    prompt = tokens[0].tolist()
     room = check_room(model, tokens)
+    limit = sampling.max_tokens if room is None else min(sampling.max_tokens, room)
     if stop:
         options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
-    output = model.generate(
-        tokens,
-        attention_mask=torch.ones_like(tokens),
-        max_new_tokens=sampling.max_tokens if room is None else min(sampling.max_tokens, room),
-        streamer=_Streamer(tokenizer, on_text, stop),
-        **sampling.settings(),
-        **options,
+    before = prompt[len(prompt) - follows :]
+    stream = TextStream(tokenizer, on_text, stop=stop, before=before, shown=shown)
+    reading = nullcontext(Reuse(None)) if prompt_cache is None else prompt_cache.reading(model, prompt)
+    with reading as reuse:
+        if reuse.cache is not None:
+            options["past_key_values"] = reuse.cache
+        try:
+            model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=limit,
+                streamer=stream,
+                **sampling.settings(),
+                **options,
+            )
+        finally:
+            reuse.read += stream.tokens
+    end = perf_counter()
+    return Generated(
+        text=stream.text,
+        tokens=tuple(stream.tokens),
+        finish=_finish(model, stream, limit, room),
+        read=len(prompt) - reuse.tokens,
+        reused=reuse.tokens,
+        first_visit=reuse.first_visit,
+        reason=reuse.reason,
+        first_token_seconds=(stream.first_token_at or end) - start,
+        seconds=end - start,
     )
-    text = str(tokenizer.decode(output[0, prompt:], skip_special_tokens=True))
-    return text[: _end(text, stop)]
+
+
+def _finish(model: Any, stream: TextStream, limit: int, room: int | None) -> str:
+    """Why a text ended."""
+    if stream.is_stopped or len(stream.tokens) < limit or stream.tokens[-1] in _ends(model):
+        return "stop"
+    return "context" if limit == room else "length"
 
 
 def generate_all(
@@ -150,7 +218,7 @@ def generate_all(
     rooms = [check_room(model, prompt) for prompt in prompts]
     if len(prompts) == 1 or any(room is not None and room < sampling.max_tokens for room in rooms):
         # In one batch, all answers would end where the longest prompt's fills the context.
-        return [generate(model, tokenizer, each, sampling, stop=stop, **options) for each in prompts]
+        return [generate(model, tokenizer, each, sampling, stop=stop, **options).text for each in prompts]
     if stop:
         options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
     width = max(lengths)
@@ -183,25 +251,3 @@ def _ends(model: Any) -> set[int]:
 def _end(text: str, stop: Sequence[str]) -> int:
     """Where the first of the stop strings begins, or the text ends."""
     return min((at for string in stop if (at := text.find(string)) >= 0), default=len(text))
-
-
-class _Streamer(TextStreamer):  # type: ignore[misc]
-    """Passes text on as far as the first stop string, and holds back what may be the beginning of one."""
-
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None], stop: Sequence[str]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.on_text = on_text
-        self.stop = stop
-        self.held = ""
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        text = self.held + text
-        end = _end(text, self.stop)
-        if end == len(text) and not stream_end:
-            beginnings = (
-                at for at in range(end) if any(string.startswith(text[at:]) for string in self.stop)
-            )
-            end = next(beginnings, end)
-        self.held = text[end:]
-        if end:
-            self.on_text(text[:end])

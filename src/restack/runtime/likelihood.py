@@ -1,6 +1,8 @@
 """How well a model predicts a text."""
 
+import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -9,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from restack.errors import UsageError
-from restack.runtime.generation import context_length
+from restack.runtime.generation import check_room, context_length
 
 WINDOW = 1024  # tokens
 
@@ -66,3 +68,47 @@ def perplexity(model: Any, tokenizer: Any, text: str, *, window: int = WINDOW) -
             total += F.cross_entropy(logits, row[0, 1:], reduction="sum").item()
             count += row.shape[1] - 1
     return Perplexity(math.exp(min(total / count, 700)), count, total / count)
+
+
+@torch.no_grad()
+def option_log_probabilities(
+    model: Any, tokenizer: Any, prompt: torch.Tensor, options: Sequence[str]
+) -> list[float]:
+    """How likely a model goes on with each of some texts: log-probabilities, summed over a text's tokens.
+
+    Nothing is drawn; what would follow a text is left open, so a text is at least as likely as a longer one
+    that begins with it. Their softmax is how the model chooses among them.
+
+    Args:
+        model: in evaluation mode, on any device.
+        tokenizer: its tokenizer.
+        prompt: shape (1, T), T at least 1.
+        options: texts of one token or more.
+
+    Returns:
+        Natural logarithms, one for each option.
+
+    Raises:
+        UsageError: there are no options, or one has no tokens.
+        ContextFull: the prompt and the longest option do not fit into the model's context.
+    """
+    rows = [tokenizer(option, add_special_tokens=False)["input_ids"] for option in options]
+    empty = next((option for option, row in zip(options, rows, strict=True) if not row), None)
+    if not rows or empty is not None:
+        raise UsageError(
+            "there is no option to choose" if not rows else f"the option {empty!r} has no tokens"
+        )
+    lengths = torch.tensor([len(row) for row in rows], device=prompt.device)
+    width = int(lengths.max())
+    # Filled up behind, where a causal model does not look.
+    added = torch.tensor(
+        [row + row[-1:] * (width - len(row)) for row in rows], device=prompt.device
+    )  # (N, W)
+    tokens = torch.cat([prompt.expand(len(rows), -1), added], dim=1)[:, :-1]  # (N, T + W - 1)
+    check_room(model, tokens)
+    takes_last = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+    keep = {"logits_to_keep": width} if takes_last else {}
+    logits = model(tokens, use_cache=False, **keep).logits[:, -width:].float()  # (N, W, V)
+    chosen = logits.log_softmax(-1).gather(-1, added[..., None])[..., 0]  # (N, W)
+    is_text = torch.arange(width, device=prompt.device) < lengths[:, None]
+    return [float(total) for total in (chosen * is_text).sum(-1)]

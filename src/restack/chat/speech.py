@@ -1,0 +1,138 @@
+"""A message of a model, as it is generated."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from restack.chat.messages import Message, Piece
+from restack.chat.template import ChatTemplate
+from restack.chat.thoughts import ThoughtSplitter, special_tokens
+from restack.runtime import Generated, Sampling, check_room, context_length, generate
+
+if TYPE_CHECKING:
+    from restack.chat.conversation import Conversation
+
+FOLLOWS = 8  # tokens: enough for the longest character, and for whatever a tokenizer makes of a blank
+
+Hear = Callable[[Piece], None]
+
+
+@dataclass(slots=True)
+class Speech:
+    """What a model says after a history; generated again from where it came to when the context is full.
+
+    Attributes:
+        talk: the conversation that it belongs to.
+        history: the messages before it.
+        given: words that are put into the model's mouth, after the pieces that are there already.
+        sampling: how tokens are chosen.
+        hear: is given each piece as it comes.
+        pieces: of the message: those that it goes on with, then the new ones.
+        made: what each generation took.
+    """
+
+    talk: "Conversation"
+    history: Sequence[Message]
+    given: str
+    sampling: Sampling
+    hear: Hear
+    pieces: list[Piece] = field(default_factory=list)
+    made: list[Generated] = field(default_factory=list)
+    has_said: bool = False  # anything of its own
+
+    def speak(self) -> None:
+        """Generate the message.
+
+        Raises:
+            UsageError: as `Conversation.ask`; then nothing was heard of it.
+        """
+        begun = self._content + self.given
+        tokens = self._fitted(begun)
+        splitter = self._splitter()
+        if self.talk.window.overflow == "shift":  # a message that is longer than all the room is not cut
+            system = [message for message in self.history[:1] if message.role == "system"]
+            check_room(self.talk.model, self.talk.tensor(self.talk.tokens([*system, *self.history[-1:]])))
+        check_room(self.talk.model, self.talk.tensor(tokens))
+        self.hear(Piece("", given=True))
+        self._take(splitter.feed(self.given, given=True))
+        while True:
+            self._generate(tokens, bool(begun), splitter)
+            left = self.sampling.max_tokens - sum(len(made.tokens) for made in self.made)
+            if self.made[-1].finish != "context" or self.talk.window.overflow == "stop" or left < 1:
+                break
+            begun = self._content + splitter.held
+            tokens = self._fitted(begun)
+            if len(tokens) >= (context_length(self.talk.model.config) or 0):
+                break
+        self._take(splitter.end())
+
+    def message(self, finish: str | None = None) -> Message:
+        """The message so far."""
+        finish = finish or (self.made[-1].finish if self.made else "stop")
+        return Message.of_pieces(self.talk.speaks, self.pieces, finish)
+
+    def taken(self) -> Generated:
+        """What it took in all."""
+        first = self.made[0]
+        return replace(
+            first,
+            text="".join(made.text for made in self.made),
+            tokens=tuple(token for made in self.made for token in made.tokens),
+            finish=self.made[-1].finish,
+            read=sum(made.read for made in self.made),
+            seconds=sum(made.seconds for made in self.made),
+        )
+
+    def _generate(self, tokens: list[int], follows: bool, splitter: ThoughtSplitter) -> None:
+        talk = self.talk
+        used = sum(len(made.tokens) for made in self.made)
+
+        def hear(text: str) -> None:
+            self.has_said |= bool(text)
+            self._take(splitter.feed(text))
+
+        made = generate(
+            talk.model,
+            talk.tokenizer,
+            talk.tensor(tokens),
+            replace(self.sampling, max_tokens=self.sampling.max_tokens - used),
+            hear,
+            stop=ChatTemplate(talk.tokenizer).stops(talk.speaks),
+            prompt_cache=talk.cache,
+            follows=min(FOLLOWS, len(tokens)) if follows else 0,
+            shown=special_tokens(talk.tags, talk.tokenizer),
+        )
+        self.made.append(made)
+        if made.reason:
+            talk.note_once(f"the conversation is read again from its beginning: {made.reason}")
+
+    def _fitted(self, begun: str) -> list[int]:
+        """The tokens that the model is shown, as many as its context allows."""
+        talk = self.talk
+        tokens, note = talk.window.fit(
+            self.history,
+            lambda messages: talk.tokens(messages, begun),
+            context_length(talk.model.config),
+            self.sampling.max_tokens,
+        )
+        if note:
+            talk.on_note(note)
+        return tokens
+
+    def _splitter(self) -> ThoughtSplitter:
+        """A splitter that knows whether a thought has begun: in the template, or in the message so far."""
+        talk = self.talk
+        opened = ChatTemplate(talk.tokenizer).opened(self.history, talk.speaks)
+        splitter = ThoughtSplitter(talk.tags, is_thinking=opened.rstrip().endswith(talk.tags.begin))
+        for _ in (*splitter.feed(self._content), *splitter.end()):
+            pass
+        return splitter
+
+    def _take(self, pieces: Iterable[Piece]) -> None:
+        for piece in pieces:
+            self.pieces.append(piece)
+            self.hear(piece)
+
+    @property
+    def _content(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
