@@ -39,6 +39,7 @@ class Speech:
     pieces: list[Piece] = field(default_factory=list)
     made: list[Generated] = field(default_factory=list)
     has_said: bool = False  # anything of its own
+    splitter: ThoughtSplitter | None = None
 
     def speak(self) -> None:
         """Generate the message.
@@ -48,10 +49,8 @@ class Speech:
         """
         begun = self._content + self.given
         tokens = self._fitted(begun)
-        splitter = self._splitter()
-        if self.talk.window.overflow == "shift":  # a message that is longer than all the room is not cut
-            system = [message for message in self.history[:1] if message.role == "system"]
-            check_room(self.talk.model, self.talk.tensor(self.talk.tokens([*system, *self.history[-1:]])))
+        self.splitter = splitter = self._splitter_so_far()
+        self._check_last_message()
         check_room(self.talk.model, self.talk.tensor(tokens))
         self.hear(Piece("", given=True))
         self._take(splitter.feed(self.given, given=True))
@@ -68,8 +67,8 @@ class Speech:
 
     def message(self, finish: str | None = None) -> Message:
         """The message so far."""
-        finish = finish or (self.made[-1].finish if self.made else "stop")
-        return Message.of_pieces(self.talk.speaks, self.pieces, finish)
+        held = self.splitter.end() if self.splitter else ()
+        return Message.of_pieces(self.talk.speaks, [*self.pieces, *held], finish or self.made[-1].finish)
 
     def taken(self) -> Generated:
         """What it took in all."""
@@ -119,7 +118,14 @@ class Speech:
             talk.on_note(note)
         return tokens
 
-    def _splitter(self) -> ThoughtSplitter:
+    def _check_last_message(self) -> None:
+        """Refuse a message that has no room even alone: shifting would cut it."""
+        talk, last = self.talk, self.history[-1:]
+        if talk.window.overflow == "shift" and last and last[0].role != talk.speaks:
+            system = [message for message in self.history[:-1][:1] if message.role == "system"]
+            check_room(talk.model, talk.tensor(talk.tokens([*system, *last])))
+
+    def _splitter_so_far(self) -> ThoughtSplitter:
         """A splitter that knows whether a thought has begun: in the template, or in the message so far."""
         talk = self.talk
         opened = ChatTemplate(talk.tokenizer).opened(self.history, talk.speaks)

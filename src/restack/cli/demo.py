@@ -46,10 +46,8 @@ def run(out: Path, probes_per_family: int) -> None:
     for question in QUESTIONS:
         console.print(Text(f"\n  {question}"))
         for name, model in models.items():
-            answer = Conversation(model, tokenizer, sampling=Sampling(temperature=0, max_tokens=100)).ask(
-                question
-            )
-            console.print(Text(f"    {name:<11}", style="bold"), Text(answer))
+            talk = Conversation(model, tokenizer, sampling=Sampling(temperature=0, max_tokens=100))
+            console.print(Text(f"    {name:<11}", style="bold"), Text(talk.ask(question).content))
     console.print(Text("\nWeights in memory", style="bold"))
     console.print(_memory(base, plans, models))
     title = f"\nHeld-out probes, share answered right ({probes_per_family} a family)"

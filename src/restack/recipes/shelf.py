@@ -58,7 +58,7 @@ class _Wanted:
     revision: str | None
     plan: Plan
     key: _Key
-    found: Found | None = None  # None: a merge
+    found: Found | None = None  # of a recipe, whose base has to be the one that it was saved for
 
 
 class Shelf:
@@ -157,7 +157,7 @@ class Shelf:
         is_house = ready.config is not planned.config
         if found.adapter is not None or found.location.subfolder:  # nobody else runs these weights so
             plan = plans.plan(spec, config_of_view(found))
-            return _Wanted(named, self.revision, plan, (f"{named.location}#", self.revision, is_house), found)
+            return _Wanted(named, self.revision, plan, (f"{named.location}#", self.revision, is_house))
         base = named if found.recipe is None else Reference(found.location.name)
         place = os.path.realpath(found.location.name) if found.location.is_local else found.location.name
         assert planned.plan is not None

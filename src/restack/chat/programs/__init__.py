@@ -2,9 +2,9 @@
 
 from restack.chat.programs.agent import Agent
 from restack.chat.programs.audience import Audience, Line, Listeners, Silent
-from restack.chat.programs.routing import Cobblers, cobblers
 from restack.chat.programs.dialogue import Duet, duet
 from restack.chat.programs.repetition import Repeat, RepetitionDetector
+from restack.chat.programs.routing import Cobblers, cobblers
 from restack.chat.programs.stage import Part, Stage
 from restack.chat.programs.terminal import Terminal
 from restack.chat.programs.thinking import Prompts, Thinking, think

@@ -6,7 +6,7 @@ from restack.chat.messages import Message
 from restack.chat.programs.agent import Agent, check_names
 from restack.chat.programs.audience import Audience, Line
 from restack.chat.programs.repetition import Repeat, RepetitionDetector
-from restack.chat.programs.stage import Part, Stage
+from restack.chat.programs.stage import Part, Stage, over
 from restack.errors import UsageError
 from restack.runtime import ContextFull
 
@@ -59,18 +59,18 @@ def duet(
     detector = RepetitionDetector(repetition) if repetition else None
     stage = Stage(audience)
     one, other = stage.enter(first), stage.enter(second)
-    text, ending = start, f"{turns} turns are over"
+    text, ending = start, over(turns)
     try:
         for number in range(2 * turns):
             if number % 2 == 0:
                 stage.turn += 1
             part = (one, other)[number % 2]
             message = part.ask(text) if number else _begin(one, start)
-            text = message.answer.strip()
-            if not text:
+            text, own = message.answer.strip(), _own(message) if number else start
+            if not text or not own.strip():
                 ending = f"{part.name} has nothing to say"
                 break
-            repeat = detector.hear(text) if detector else None
+            repeat = detector.hear(own) if detector else None
             if repeat and number < 2 * turns - 1:
                 ending = _told(repeat, stage.lines)
                 break
@@ -100,6 +100,11 @@ def _begin(part: Part, start: str) -> Message:
         )
         return part.say(start, is_remembered=False)
     return part.say(start)
+
+
+def _own(message: Message) -> str:
+    """What the model itself said: prefixes are alike in all messages."""
+    return "".join(piece.text for piece in message.pieces if piece.kind == "answer" and not piece.given)
 
 
 def _told(repeat: Repeat, lines: list[Line]) -> str:

@@ -126,6 +126,8 @@ class Cobblers:
     def _let_others_hear(self, expert: Part) -> None:
         """Experts that take turns are in one conversation: each hears what the others hear and say."""
         question, answer = expert.conversation.messages[-2:]
+        if not answer.answer.strip():
+            return
         for part in self.experts.values():
             if part is not expert:
                 part.conversation.hear(question.content)

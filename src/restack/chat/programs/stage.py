@@ -8,6 +8,7 @@ from typing import Any
 from restack.chat.messages import Message, Piece
 from restack.chat.programs.agent import Agent
 from restack.chat.programs.audience import Audience, Line, Silent
+from restack.plans.pointing import counted
 
 Hear = Callable[[Piece], None]
 
@@ -25,7 +26,7 @@ class Stage:
         self.audience = audience or Silent()
         self.turn = 0
         self.lines: list[Line] = []
-        self._waiting: list[Line | str] = []  # questions and notes that are told when there is an answer
+        self._waiting: list[Callable[[], None]] = []  # tell what is told only when there is an answer
         self._beginning: tuple[str, str] | None = None  # who is about to speak
         self._question: Line | None = None
 
@@ -40,20 +41,34 @@ class Stage:
         before = len(self.lines)
         try:
             yield self.turn
-        finally:
+        except BaseException:
             self._waiting.clear()
             if len(self.lines) == before:
                 self.turn -= 1
+            raise
+        self._tell_what_waits()
 
     def question(self, text: str, speaker: str = "You") -> None:
         """What a person says; it becomes a line when it is being answered."""
-        self._question = Line(self.turn, speaker, Message("user", (Piece(text),)))
-        self._waiting.append(self._question)
+        line = self._question = Line(self.turn, speaker, Message("user", (Piece(text),)))
+        self._waiting.append(lambda: self._add(line))
+
+    def quote(self, speaker: str, message: Message) -> None:
+        """What is put into somebody's mouth; it is told when it is being answered."""
+        line = Line(self.turn, speaker, message)
+
+        def tell() -> None:
+            self.audience.begin(speaker)
+            for piece in message.pieces:
+                self.audience.piece(piece)
+            self._add(line)
+
+        self._waiting.append(tell)
 
     def note(self, text: str) -> None:
         """What the program has to say, about a question perhaps that waits for its answer."""
         if self._waiting:
-            self._waiting.append(text)
+            self._waiting.append(lambda: self.audience.note(text))
         else:
             self.audience.note(text)
 
@@ -82,11 +97,8 @@ class Stage:
 
     def _tell_what_waits(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            if isinstance(each, str):
-                self.audience.note(each)
-            else:
-                self._add(each)
+        for tell in waiting:
+            tell()
         if self._beginning is not None:
             self.audience.begin(*self._beginning)
             self._beginning = None
@@ -94,6 +106,11 @@ class Stage:
     def _add(self, line: Line) -> None:
         self.lines.append(line)
         self.audience.end(line)
+
+
+def over(turns: int) -> str:
+    """What is said after the last turn."""
+    return f"{counted(turns, 'turn')} {'is' if turns == 1 else 'are'} over"
 
 
 class Part:
@@ -124,12 +141,9 @@ class Part:
     def say(self, text: str, *, is_remembered: bool = True) -> Message:
         """Put a whole message into the agent's mouth."""
         message = Message.of(self.agent.speaks, text)
-        self.stage.begin(self.name)
         if is_remembered:
             self.conversation.hear(text, role=self.agent.speaks)
-        for piece in message.pieces:
-            self.stage.piece(piece)
-        self.stage.end(self.name, message, {})
+        self.stage.quote(self.name, message)
         return message
 
     def speak(
