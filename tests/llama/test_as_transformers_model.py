@@ -24,6 +24,7 @@ from tests.llama.plans_run import (
     unrolled_llama,
 )
 from tests.llama.tiny import tokens
+from tests.versions import skip_where_old
 
 CLOSE = 1e-5
 SLIDING = ["yoco", "chain"]
@@ -95,6 +96,8 @@ class TestGeneration:
 
     @pytest.mark.parametrize("name", EACH)
     def test_assisted(self, name):
+        if name in SLIDING:
+            skip_where_old("a rejected draft leaves a sliding window that is cut wrongly")
         house, other = house_of(name), house_of(name, seed=3)
         row = PROMPT[:1].repeat(1, 2)
         expected = expected_tokens(house, row)
@@ -124,6 +127,8 @@ class TestGeneration:
     @pytest.mark.parametrize("name", FEW_FULL)
     def test_quantised_caches(self, name, cache):
         pytest.importorskip("optimum.quanto")
+        if cache is EIGHT_BITS:
+            skip_where_old("there is no fp8 cache")
         house = house_of(name, hidden_size=64)
         options = {"return_dict_in_generate": True, "output_logits": True, **quantised(cache)}
         found = generated(house, **options)
@@ -148,11 +153,13 @@ class TestGeneration:
         options = quantised(QUANTO | {"q_group_size": 8})
         assert torch.equal(generated(house, **options), continuation(name))
         assert torch.equal(generated(house, prefill_chunk_size=2, **options), continuation(name))
+        skip_where_old("beams break quantised caches")
         beams = generated(house, num_beams=3, use_cache=False)
         assert torch.equal(generated(house, num_beams=3, **options), beams)
 
     @pytest.mark.parametrize("name", SLIDING)
     def test_windows_are_not_quantised(self, name):
+        skip_where_old("it does not tell")
         with pytest.raises(ValueError, match="only full attention"):
             generated(house_of(name), **quantised(QUANTO))
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache
 
+from tests.versions import IS_OLD, skip_where_old
 from tests.views.architectures import BY_NAME, LLAMA
 from tests.views.pairs import NEW_TOKENS, ORDER, PROMPT, greedy, logits, pair
 
@@ -47,6 +48,7 @@ def test_static(name):
 
 
 def test_quantised_to_eight_bits():
+    skip_where_old("there is no fp8 cache")
     _, view, twin = pair()
     options = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
     assert_equal(view, twin, **options)
@@ -149,9 +151,8 @@ def test_continuous_batching(name):
     _, view, twin = pair(BY_NAME[name], attention="sdpa")
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15, 16, 17], [40]]
     config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    small = ContinuousBatchingConfig(
-        num_blocks=8, page_size=32, max_batch_tokens=64
-    )  # else half of all memory
+    page = {"block_size" if IS_OLD else "page_size": 32}
+    small = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64, **page)  # else half of all memory
     results = view.generate_batch(
         prompts, generation_config=config, continuous_batching_config=small, warmup=False
     )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import restack
+from tests.versions import skip_where_old
 from tests.views.architectures import BY_NAME
 from tests.views.pairs import NEW_TOKENS, ORDER, PROMPT, greedy, pair
 
@@ -23,6 +24,8 @@ def counted(model):
 @pytest.mark.parametrize("draft", [[0, 3], [0, 1, 2, 3], [3]], ids=str)
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "mixtral", "gpt2"])
 def test_a_shallower_view_drafts(name, draft):
+    if name == "gemma3":
+        skip_where_old("a rejected draft leaves a sliding window that is cut wrongly")
     base, view, twin = pair(BY_NAME[name])
     expected = greedy(twin, ONE)
     assistant = restack.view(base, draft)
