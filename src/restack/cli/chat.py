@@ -237,7 +237,7 @@ class Chat:
         held = f"{len(conversation.cache.tokens):,}" + (f" of {context:,}" if context else "")
         return (
             f"[{len(last.tokens)} tokens{cut.get(last.finish, '')}{speed}; {last.read} read, "
-            f"{last.reused} known{again}; context {held}, KV {in_bytes(conversation.cache.bytes)}]"
+            f"{last.reused} known{again}; context {held}, KV {in_bytes(conversation.cache.kv_bytes)}]"
         )
 
     @property

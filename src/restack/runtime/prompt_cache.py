@@ -65,11 +65,15 @@ class PromptCache:
         self.hidden: Mapping[int, torch.Tensor] = {}  # (1, T, C) by the visit that they entered
 
     @property
-    def bytes(self) -> int:
-        """Of the keys, values, states and hidden states that are kept."""
+    def kv_bytes(self) -> int:
+        """Of the keys and values that are kept, and of recurrent states."""
         slots = () if self.cache is None else self.cache.layers
-        kept = [tensor for slot in slots for tensor in cache_slots.tensors_of(slot)]
-        return sum(tensor.nbytes for tensor in (*kept, *self.hidden.values()))
+        return sum(tensor.nbytes for slot in slots for tensor in cache_slots.tensors_of(slot))
+
+    @property
+    def bytes(self) -> int:
+        """Of all that is kept, hidden states too."""
+        return self.kv_bytes + sum(tensor.nbytes for tensor in self.hidden.values())
 
     def fork(self) -> "PromptCache":
         """Another that holds the same, for a text that goes on differently; what can be shared is."""
