@@ -163,6 +163,70 @@ def test_an_interrupt_leaves_a_cache_that_is_right(demo):
     assert talk.last.reused
 
 
+@pytest.mark.parametrize("kind", ["llama", "window not full", "sliding"])
+def test_an_interrupt_between_keys_and_values(demo, kind, monkeypatch):
+    """Wherever it comes in a step of decoding: every concatenation of every layer."""
+    model = tiny(kind)
+    cat = torch.cat
+    for place in range(1, 9):  # four layers, keys and values
+        talk = Conversation(model, demo[1], sampling=GREEDY)
+        talk.ask("Hello!")
+        calls = []
+
+        def interrupted(tensors, *arguments, place=place, calls=calls, **options):
+            result = cat(tensors, *arguments, **options)
+            if len(tensors) == 2 and tensors[1].ndim == 4 and tensors[1].shape[-2] == 1:  # one token more
+                calls.append(1)
+                if len(calls) == 24 + place:
+                    raise KeyboardInterrupt
+            return result
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(torch, "cat", interrupted)
+            talk.ask(STORY)
+        before = fresh(talk)
+        assert talk.messages[-1].finish == "interrupted"
+        assert talk.ask("What is 3 + 4?").content == before.ask("What is 3 + 4?").content
+
+
+def test_an_interrupt_and_then_another_view(demo):
+    """What was recorded of a prompt that was cut short is not taken for what was known before."""
+    base, tokenizer = demo
+    deep = view(base, "0:10,8:12")
+    for layer in (2, 4, 7, 11):
+        talk = Conversation(base, tokenizer, sampling=GREEDY)
+        talk.ask("Hello!")
+
+        def interrupt(*arguments):
+            raise KeyboardInterrupt
+
+        handle = base.model.layers[layer].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            talk.ask("Tell me a long story about Ben and a kite, and then another one about Ann and a boat.")
+        handle.remove()
+        talk.model = deep
+        before = fresh(talk)
+        assert talk.ask("Hello!").content == before.ask("Hello!").content
+        assert talk.last.first_visit == 9  # of what was known, nothing is lost
+        for new, old in zip(talk.cache.cache.layers, before.cache.cache.layers, strict=True):
+            torch.testing.assert_close(new.keys, old.keys, atol=1e-4, rtol=1e-4)
+
+
+def test_an_error_leaves_nothing_that_could_be_wrong(demo):
+    talk = Conversation(*demo, sampling=GREEDY)
+    talk.ask("Hello!")
+
+    def fail(*arguments):
+        raise RuntimeError("out of memory")
+
+    handle = demo[0].model.layers[5].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError):
+        talk.ask(STORY)
+    handle.remove()
+    assert len(talk.messages) == 2 and talk.cache.tokens == []
+    assert talk.ask(STORY).content == fresh(talk).regenerate().content
+
+
 def test_an_interrupt_while_the_first_prompt_is_read_leaves_nothing(demo):
     talk = Conversation(*demo, sampling=GREEDY)
 
@@ -246,6 +310,23 @@ def test_rope_that_is_stretched_reads_anew(demo):
         before = fresh(talk)
         assert talk.ask("Hello!").content == before.ask("Hello!").content
     assert "RoPE is scaled by the length of the text" in notes[0]
+
+
+def test_keys_of_a_long_text_are_not_taken_for_a_short_one(demo):
+    """LongRoPE turns all keys of a long text otherwise, those at its beginning too."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0, **factors}
+    config = LlamaConfig(**SMALL, rope_parameters={**rope, "original_max_position_embeddings": 64})
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    talk = Conversation(model, demo[1], sampling=GREEDY)
+    talk.ask("Hello!")
+    talk.ask(STORY * 6)
+    talk.undo()
+    before = fresh(talk)
+    assert talk.ask("Bye!").content == before.ask("Bye!").content
+    assert talk.last.reused == 0
+    torch.testing.assert_close(talk.cache.cache.layers[0].keys, before.cache.cache.layers[0].keys)
 
 
 def test_a_view_in_the_middle_reads_what_was_said(demo):

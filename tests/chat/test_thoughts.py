@@ -47,6 +47,45 @@ def test_no_text_is_lost_and_cuts_make_no_difference(parts):
     assert kinds(split(parts)) == kinds(split([text])) == kinds(split(text))
 
 
+def test_what_was_given_is_told_from_what_was_generated_within_a_tag():
+    splitter = ThoughtSplitter(KNOWN[0])
+    pieces = [
+        *splitter.feed("a <", given=True),
+        *splitter.feed("h1>b <th"),
+        *splitter.feed("ink>", given=True),
+    ]
+    told = [(piece.text, piece.kind, piece.given) for piece in pieces if piece.text]
+    assert told == [
+        ("a ", "answer", True),
+        ("<", "answer", True),
+        ("h1>b ", "answer", False),
+        ("<th", "tag", False),
+        ("ink>", "tag", True),
+    ]
+
+
+def test_a_tag_that_was_cut_is_whole_when_it_goes_on(demo):
+    talk = Conversation(Speaker(demo[1], "<thi"), demo[1])
+    assert talk.ask("Hello!").thought == ""
+    talk.model = Speaker(demo[1], "nk>Hm.</think>Hi.")
+    answer = talk.continue_()
+    assert (answer.thought, answer.answer) == ("Hm.", "Hi.")
+
+
+def test_an_interrupt_at_a_tag_repeats_nothing(demo):
+    heard = []
+
+    def interrupt(piece):
+        heard.append(piece.text)
+        if "".join(heard).endswith("<think>"):
+            raise KeyboardInterrupt
+
+    talk = Conversation(Speaker(demo[1], "Well <think>Hm."), demo[1])
+    with pytest.raises(KeyboardInterrupt):
+        talk.ask("Hello!", interrupt)
+    assert talk.messages[-1].content == "".join(heard) == "Well <think>"
+
+
 def test_a_template_may_have_begun_the_thought():
     message = split(["Hm.</think>\n\nHi."], is_thinking=True)
     assert (message.thought, message.answer) == ("Hm.", "Hi.")

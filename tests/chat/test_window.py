@@ -26,49 +26,52 @@ def talk_of(*sizes, system=0):
 
 def test_what_fits_is_shown():
     for overflow in ("stop", "drop", "shift"):
-        messages = talk_of(10, 20, 10)
-        assert Window(overflow).fit(messages, words, 64, 8) == (words(messages), "")
-        assert Window(overflow).fit(messages, words, None, 8) == (words(messages), "")
+        messages, window = talk_of(10, 20, 10), Window(overflow)
+        for context in (64, None):
+            assert window.fit(messages, words, context, 8) == (window, words(messages), "")
 
 
 def test_the_oldest_turns_are_dropped_and_the_system_prompt_is_not():
-    window, messages = Window("drop"), talk_of(10, 20, 10, 20, 10, system=3)
-    tokens, note = window.fit(messages, words, 64, 100)
+    messages = talk_of(10, 20, 10, 20, 10, system=3)
+    window, tokens, note = Window("drop").fit(messages, words, 64, 100)
     assert tokens == words([messages[0], *messages[3:]])
     assert window.dropped == 2
     assert note == "the context of 64 tokens is full: the model is no longer shown the first 2 messages"
     # The next turn fits behind the same beginning, so that what was read of it can be reused.
     messages += [Message.of("assistant", "a b c"), Message.of("user", "d e")]
-    assert window.fit(messages, words, 64, 100) == (words([messages[0], *messages[3:]]), "")
-    assert window.fit(messages[:2], words, 64, 100) == (words(messages[:2]), "")
-    assert window.dropped == 0
+    assert window.fit(messages, words, 64, 100) == (window, words([messages[0], *messages[3:]]), "")
+    assert window.fit(messages[:2], words, 64, 100) == (Window("drop"), words(messages[:2]), "")
 
 
 def test_the_last_message_is_never_dropped():
     messages = talk_of(10, 20, 70)
-    tokens, _ = Window("drop").fit(messages, words, 64, 100)
-    assert tokens == words(messages[2:])
+    assert Window("drop").fit(messages, words, 64, 100)[1] == words(messages[2:])
+    messages = talk_of(system=70)
+    assert Window("drop").fit(messages, words, 64, 100)[1] == words(messages)
 
 
 def test_what_was_dropped_may_be_taken_back():
-    window, messages = Window("drop"), talk_of(30, 30, 30, 30, 30)
-    window.fit(messages, words, 64, 100)
+    messages = talk_of(30, 30, 30, 30, 30)
+    window, _, _ = Window("drop").fit(messages, words, 64, 100)
     assert window.dropped == 4
-    assert window.fit([*messages[:2], Message.of("user", "x")], words, 64, 100)[0] == words(
-        [Message.of("user", "x")]
-    )
+    shorter = [*talk_of(30, 4, 10), Message.of("assistant", "y " * 30), Message.of("user", "x")]
+    window, tokens, note = window.fit(shorter, words, 64, 100)
+    assert (window.dropped, tokens, note) == (2, words(shorter[2:]), "")
 
 
 def test_tokens_after_the_sinks_are_shifted_out():
-    window, messages = Window("shift"), talk_of(10, 20, 10, 20, 10)
+    messages = talk_of(10, 20, 10, 20, 10)
     whole = words(messages)
-    tokens, note = window.fit(messages, words, 64, 100)
+    window, tokens, note = Window("shift").fit(messages, words, 64, 100)
     assert tokens == whole[:SINKS] + whole[-(48 - SINKS) :]
     assert len(tokens) == 48
     assert "no longer shown 23 tokens after the first 4" in note
-    messages += [Message.of("assistant", "a b c"), Message.of("user", "d e")]
-    later, note = window.fit(messages, words, 64, 100)
-    assert (later[: len(tokens) - 1], note) == (tokens[:-1], "")
+    longer = [*messages, Message.of("assistant", "a b c"), Message.of("user", "d e")]
+    after, later, note = window.fit(longer, words, 64, 100)
+    assert (after, later[: len(tokens) - 1], note) == (window, tokens[:-1], "")
+    shorter = talk_of(10, 20, 35)
+    window, tokens, note = window.fit(shorter, words, 64, 100)
+    assert (len(tokens), window.shifted, note) == (48, 18, "")
 
 
 @pytest.fixture
@@ -123,7 +126,7 @@ def test_an_answer_stops_at_the_context_where_that_is_wanted(short):
     with pytest.raises(ContextFull):
         talk.ask(LONG)
     assert len(talk.messages) == 2
-    talk.window.overflow = "drop"
+    talk.window = Window("drop")
     talk.sampling = Sampling(temperature=0, max_tokens=20)
     assert talk.ask(LONG).content
 
@@ -132,10 +135,12 @@ def test_an_answer_stops_at_the_context_where_that_is_wanted(short):
 def test_a_message_that_alone_overflows_is_refused(demo, overflow):
     talk = Conversation(*demo, system="You are Demo.", overflow=overflow, sampling=Sampling(max_tokens=8))
     talk.ask("Hello!")
-    before, heard = list(talk.messages), []
+    before, heard, notes = list(talk.messages), [], []
+    talk.on_note = notes.append
     with pytest.raises(ContextFull, match="the model's context is 1024; shorten it"):
         talk.ask("word " * 1100, heard.append)
-    assert talk.messages == before and heard == []
+    assert talk.messages == before and heard == notes == []
+    assert talk.window == Window(overflow)
 
 
 def test_another_overflow_is_refused(demo):

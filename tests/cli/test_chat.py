@@ -307,3 +307,21 @@ def test_what_is_typed_and_is_not_utf8_is_asked_for_again():
     child.expect(pexpect.EOF)
     child.wait()
     assert child.exitstatus == 0
+
+
+def test_it_can_play_the_user(monkeypatch, capsys):
+    status, output = piped(monkeypatch, capsys, "fox.\n", "--reversed-role", "--max-tokens", "20")
+    assert status == 0
+    assert len(answers(output)) == 2  # it begins, and goes on after the answer that was typed
+
+
+def test_an_interrupt_while_modules_are_imported_is_one(monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:  # as transformers' lazy imports do
+            raise RuntimeError("Could not import module 'AutoConfig'") from error
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", interrupted)
+    assert main(["chat", "demo"]) == 130
+    assert capsys.readouterr().err.endswith("restack: interrupted\n")

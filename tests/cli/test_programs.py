@@ -143,7 +143,7 @@ def test_thoughts_and_their_summary(run, tmp_path):
     out = output.out
     assert "one set of weights" in out
     assert out.index("think #1\nLet's break it down") < out.index("think #2\n") < out.index("think #3\n")
-    assert "So 345 + 213 = 558.\nthink #2\n\nThis question looks complex." in out
+    assert "So 345 + 213 = 558.\nthink #2\nThis question looks complex." in out
     assert "Summariser > " in out
     assert [line["speaker"] for line in read(path)] == ["You", "Thinker", "Summariser"]
     _, hidden = run("think", "demo", "--prompt", "What is 345 + 213?", "--temperature", 0, "--hide-thoughts")
@@ -182,10 +182,10 @@ WRONG = [
     (("duet", "demo", "demo", "--start", "x", "--transcript", "talk.txt"), "that ends with .md or .jsonl"),
     (("duet", "demo", "demo", "--start", "x", "--overflow", "explode"), "--overflow is 'explode'"),
     (("duet", "demo", "demo", "--start", "x", "--seed", "9" * 30), "is out of range"),
-    (("cobblers", "--router", "demo"), "name the experts with --expert"),
+    (("cobblers", "--router", "demo"), "name the experts in one way"),
     (("cobblers", *EXPERTS), "there is no router; write --router MODEL"),
     (("cobblers", "--router", "demo", *EXPERTS[:2]), "there is one expert"),
-    (("cobblers", "--router", "demo", *EXPERTS, "--experts", "x.yaml"), "not both"),
+    (("cobblers", "--router", "demo", *EXPERTS, "--experts", "x.yaml"), "in one way"),
     (("cobblers", "--router", "demo", *EXPERTS, *EXPERTS[:2]), "'Numbers' names two speakers"),
     (("cobblers", "--router", "demo", *EXPERTS, "--expert", "=demo"), "--expert '=demo' is not NAME=MODEL"),
     (("cobblers", "--router", "demo", *EXPERTS, "--expert", "demo"), "--expert 'demo' is not NAME=MODEL"),

@@ -34,7 +34,9 @@ def test_any_text_comes_through(text):
 @settings(max_examples=200)
 @given(st.lists(st.integers(0, DEMO.vocab_size - 1), max_size=20))
 def test_any_tokens_come_through(tokens):
-    assert "".join(streamed(DEMO, tokens)) == DEMO.decode(tokens, skip_special_tokens=True)
+    text = DEMO.decode(tokens, skip_special_tokens=True)
+    whole = text.rstrip("\ufffd")
+    assert "".join(streamed(DEMO, tokens)) == (whole if len(text) - len(whole) <= 3 else text)
 
 
 def test_a_piece_comes_with_its_token():

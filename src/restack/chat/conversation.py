@@ -2,15 +2,14 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from restack.chat.messages import Message
-from restack.chat.speech import Hear, Speech
+from restack.chat.speech import FOLLOWS, Hear, Speech
 from restack.chat.template import ChatTemplate
-from restack.chat.thoughts import Tags, tags_of
+from restack.chat.thoughts import Tags, special_tokens, tags_of
 from restack.chat.window import Window
 from restack.errors import UsageError
 from restack.runtime import Generated, PromptCache, Sampling, generate_all
@@ -30,7 +29,7 @@ class Conversation:
 
     Attributes:
         model: speaks; it may be changed for another view at any time, and the conversation goes on. It reads
-            what was said before anew.
+            what was said before with the visits that the one before had not in common with it.
         tokenizer: of the model, with its chat template; `PLAIN_TEMPLATE` if it has none.
         messages: all that was said, the system prompt first.
         ai_prefix: all that the model says begins with these words (DeepSeek's prefix completion,
@@ -87,6 +86,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget all but the system prompt."""
+        self.window = Window(self.window.overflow)
         self.messages = [Message.of("system", self.system)] if self.system else []
 
     def ask(self, text: str, on_piece: Hear = _ignore) -> Message:
@@ -113,9 +113,11 @@ class Conversation:
             role: whose it is; without, the other side's.
 
         Raises:
-            UsageError: it is empty.
+            UsageError: it is empty, or there is no such role.
         """
         _refuse_empty(text)
+        if role not in (None, *OTHER):
+            raise UsageError(f"there is no role {role!r}; write one of {', '.join(OTHER)}")
         self.messages = [*self.messages, Message.of(role or OTHER[self.speaks], text)]
 
     def answer(self, on_piece: Hear = _ignore) -> Message:
@@ -187,7 +189,6 @@ class Conversation:
         """Another conversation that has come as far; keys and values are shared, not copied."""
         result = copy.copy(self)
         result.messages = list(self.messages)
-        result.window = replace(self.window)
         result.cache = self.cache.fork()
         result._told = set(self._told)
         return result
@@ -205,8 +206,15 @@ class Conversation:
             _refuse_empty(text)
             turn = [*self.messages, Message.of(OTHER[self.speaks], text)]
             prompts.append(self.tensor(self.tokens(turn, self.ai_prefix)))
-        stops = ChatTemplate(self.tokenizer).stops(self.speaks)
-        answers = generate_all(self.model, self.tokenizer, prompts, self.sampling, stop=stops)
+        answers = generate_all(
+            self.model,
+            self.tokenizer,
+            prompts,
+            self.sampling,
+            stop=ChatTemplate(self.tokenizer).stops(self.speaks),
+            follows=FOLLOWS if self.ai_prefix else 0,
+            shown=special_tokens(self.tags, self.tokenizer),
+        )
         return [self.ai_prefix + answer for answer in answers]
 
     def prompt(self) -> torch.Tensor:

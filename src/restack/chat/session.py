@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from restack.chat.conversation import Conversation
 from restack.chat.messages import Message, Piece
 from restack.chat.thoughts import Tags
-from restack.errors import UsageError
+from restack.chat.window import Window
+from restack.errors import RestackError, UsageError
 from restack.plans import Plan
 from restack.runtime import Sampling
 from restack.views.cost import running
@@ -41,24 +42,30 @@ def save_session(talk: Conversation, path: str | Path, *, with_cache: bool = Fal
     Raises:
         UsageError: another file is there, it cannot be written, or what the model has read cannot be stored.
     """
-    path = Path(path).expanduser()
     text = json.dumps(_written(talk), ensure_ascii=False, indent=1)
-    if path.exists():
-        with suppress(UnicodeDecodeError):
-            _read(path)  # or it is no session, and not ours to replace
-    unfinished = path.with_name(f".{path.name[:100]}.{uuid4().hex[:8]}.part")
+    tensors = talk.cache.stored() if with_cache else None
+    unfinished = None
     try:
-        if with_cache:
-            save_file(talk.cache.stored(), unfinished, {FORMAT: text})
-        else:
+        path = Path(path).expanduser()
+        if path.exists() and not path.is_file():
+            raise UsageError(f"the session cannot be written to {path}: it is no file; name another")
+        if path.exists():
+            _read(path)  # or it is no session, and not ours to replace
+        unfinished = path.with_name(f".{path.name[:100]}.{uuid4().hex[:8]}.part")
+        if tensors is None:
             unfinished.write_text(text + "\n", encoding="utf-8")
+        else:
+            save_file(tensors, unfinished, {FORMAT: text})
         os.replace(unfinished, path)  # noqa: PTH105  (one step: it is the whole file, or what was there)
-    except (OSError, SafetensorError) as error:
+    except UsageError:
+        raise
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:  # the last two: of the name
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"the session cannot be written to {path}: {reason}; name another file") from None
     finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+        if unfinished is not None:
+            with suppress(OSError, ValueError):
+                unfinished.unlink(missing_ok=True)
     return path
 
 
@@ -69,29 +76,63 @@ def load_session(path: str | Path, model: Any, tokenizer: Any) -> Conversation:
         UsageError: it cannot be read, is no session, or broken, or of a newer version; or it was had with
             another model, plan or dtype.
     """
-    path = Path(path).expanduser()
     session, tensors = _read(path)
     try:
-        _refuse_other(session["model"], described(model), path)
-        talk = Conversation(
-            model,
-            tokenizer,
-            system=session["system"],
-            ai_prefix=session["ai_prefix"],
-            sampling=Sampling(**session["sampling"]),
-            speaks=session["speaks"],
-            tags=Tags(**session["tags"]),
-            overflow=session["overflow"],
-        )
-        talk.messages = [
-            Message(each["role"], tuple(Piece(**piece) for piece in each["pieces"]), each["finish"])
-            for each in session["messages"]
-        ]
+        had = {name: str(session["model"][name]) for name in ("kind", "plan", "dtype", "weights")}
+        talk = _made(session, model, tokenizer)
+    except (RestackError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path} is a broken session: {type(error).__name__} {error}") from None
+    _refuse_other(had, described(model), path)
+    try:
         if tensors:
             talk.cache.restore(model, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise UsageError(f"{path} is a broken session: {type(error).__name__} {error}") from None
     return talk
+
+
+def _made(session: dict[str, Any], model: Any, tokenizer: Any) -> Conversation:
+    """The conversation of a session, every value of it checked."""
+    whole, number, text = (int, type(None)), (int, float, type(None)), (str, type(None))
+    kinds = {"top_k": whole, "max_tokens": int, "temperature": number, "top_p": number}
+    sampling = {name: _of(kinds.get(name, number), value) for name, value in session["sampling"].items()}
+    talk = Conversation(
+        model,
+        tokenizer,
+        system=_of(text, session["system"]),
+        ai_prefix=_of(str, session["ai_prefix"]),
+        sampling=Sampling(**sampling),
+        speaks=_of(str, session["speaks"]),
+        tags=Tags(**{name: _of(str, tag) for name, tag in session["tags"].items()}),
+    )
+    talk.window = Window(**session["window"])
+    for count in (talk.window.dropped, talk.window.shifted):
+        _of(int, count)
+    talk.messages = [
+        Message(
+            _one_of(("system", "user", "assistant"), each["role"]),
+            tuple(_piece(**piece) for piece in each["pieces"]),
+            _one_of(("stop", "length", "context", "interrupted"), each["finish"]),
+        )
+        for each in session["messages"]
+    ]
+    return talk
+
+
+def _piece(text: object, kind: object, given: object) -> Piece:
+    return Piece(_of(str, text), _one_of(("answer", "thought", "tag"), kind), _of(bool, given))
+
+
+def _of(kinds: Any, value: Any) -> Any:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        raise TypeError(f"{value!r:.40} is of the wrong kind")
+    return value
+
+
+def _one_of(known: tuple[str, ...], value: Any) -> Any:
+    if value not in known:
+        raise ValueError(f"{value!r:.40} is none of {', '.join(known)}")
+    return value
 
 
 def described(model: Any) -> dict[str, Any]:
@@ -120,12 +161,12 @@ def _written(talk: Conversation) -> dict[str, Any]:
         "sampling": asdict(talk.sampling),
         "speaks": talk.speaks,
         "tags": asdict(talk.tags),
-        "overflow": talk.window.overflow,
+        "window": asdict(talk.window),
         "messages": [asdict(message) for message in talk.messages],
     }
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """What is in a session's file.
 
     Raises:
@@ -133,6 +174,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """
     tensors: dict[str, torch.Tensor] = {}
     try:
+        path = Path(path).expanduser()
         with path.open("rb") as file:
             is_text = file.read(1) == b"{"
         if is_text:
@@ -144,21 +186,27 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         version = session[FORMAT]
     except OSError as error:
         raise UsageError(f"the session {path} cannot be read: {error.strerror or error}") from None
-    except (SafetensorError, ValueError, KeyError, TypeError):
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+    ):  # the last: too deep, or no such ~
         raise UsageError(f"{path} is no session of Restack, or it is cut short; name another file") from None
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise UsageError(
-            f"{path} is a session of version {version}, and this Restack reads version {VERSION}; "
+            f"{path} is a session of version {version!r:.40}, and this Restack reads version {VERSION}; "
             "update Restack"
         )
     return session, tensors
 
 
-def _refuse_other(had: dict[str, str], have: dict[str, str], path: Path) -> None:
+def _refuse_other(had: dict[str, str], have: dict[str, str], path: str | Path) -> None:
     """Refuse a model that a session was not had with, naming what is different."""
     remedies = {
         "kind": "open it with that model",
-        "plan": f"open it with --layers {had['plan']!r}",
+        "plan": f"open it with --layers {had['plan']!r}, or in a chat after /layers {had['plan']}",
         "dtype": f"open it with --dtype {had['dtype']}",
         "weights": "open it with the model it was had with",
     }

@@ -1,12 +1,12 @@
 """A message of a model, as it is generated."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from restack.chat.messages import Message, Piece
 from restack.chat.template import ChatTemplate
-from restack.chat.thoughts import ThoughtSplitter, special_tokens
+from restack.chat.thoughts import ThoughtSplitter, special_tokens, split_again
 from restack.runtime import Generated, Sampling, check_room, context_length, generate
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Speech:
     pieces: list[Piece] = field(default_factory=list)
     made: list[Generated] = field(default_factory=list)
     has_said: bool = False  # anything of its own
-    splitter: ThoughtSplitter | None = None
+    begins_thinking: bool = False  # as some templates have it
 
     def speak(self) -> None:
         """Generate the message.
@@ -48,27 +48,25 @@ class Speech:
             UsageError: as `Conversation.ask`; then nothing was heard of it.
         """
         begun = self._content + self.given
-        tokens = self._fitted(begun)
-        self.splitter = splitter = self._splitter_so_far()
         self._check_last_message()
-        check_room(self.talk.model, self.talk.tensor(tokens))
+        tokens = self._fitted(begun, is_refused=True)
+        splitter = self._splitter_so_far()
         self.hear(Piece("", given=True))
-        self._take(splitter.feed(self.given, given=True))
-        while True:
+        self._take(splitter, self.given, is_given=True)
+        while tokens:
             self._generate(tokens, bool(begun), splitter)
             left = self.sampling.max_tokens - sum(len(made.tokens) for made in self.made)
             if self.made[-1].finish != "context" or self.talk.window.overflow == "stop" or left < 1:
                 break
-            begun = self._content + splitter.held
+            begun = self._content
             tokens = self._fitted(begun)
-            if len(tokens) >= (context_length(self.talk.model.config) or 0):
-                break
-        self._take(splitter.end())
+        for piece in splitter.end():
+            self.hear(piece)
 
     def message(self, finish: str | None = None) -> Message:
         """The message so far."""
-        held = self.splitter.end() if self.splitter else ()
-        return Message.of_pieces(self.talk.speaks, [*self.pieces, *held], finish or self.made[-1].finish)
+        pieces = split_again(self.pieces, self.talk.tags, is_thinking=self.begins_thinking)
+        return Message.of_pieces(self.talk.speaks, pieces, finish or self.made[-1].finish)
 
     def taken(self) -> Generated:
         """What it took in all."""
@@ -88,7 +86,7 @@ class Speech:
 
         def hear(text: str) -> None:
             self.has_said |= bool(text)
-            self._take(splitter.feed(text))
+            self._take(splitter, text)
 
         made = generate(
             talk.model,
@@ -105,15 +103,20 @@ class Speech:
         if made.reason:
             talk.note_once(f"the conversation is read again from its beginning: {made.reason}")
 
-    def _fitted(self, begun: str) -> list[int]:
-        """The tokens that the model is shown, as many as its context allows."""
-        talk = self.talk
-        tokens, note = talk.window.fit(
-            self.history,
-            lambda messages: talk.tokens(messages, begun),
-            context_length(talk.model.config),
-            self.sampling.max_tokens,
+    def _fitted(self, begun: str, *, is_refused: bool = False) -> list[int]:
+        """The tokens that the model is shown, as many as its context allows.
+
+        If they fill it all the same: none, or an error if it is to be refused; the window is left as it was.
+        """
+        talk, context = self.talk, context_length(self.talk.model.config)
+        window, tokens, note = talk.window.fit(
+            self.history, lambda messages: talk.tokens(messages, begun), context, self.sampling.max_tokens
         )
+        if is_refused:
+            check_room(talk.model, talk.tensor(tokens))
+        elif context is not None and len(tokens) >= context:
+            return []
+        talk.window = window
         if note:
             talk.on_note(note)
         return tokens
@@ -129,14 +132,17 @@ class Speech:
         """A splitter that knows whether a thought has begun: in the template, or in the message so far."""
         talk = self.talk
         opened = ChatTemplate(talk.tokenizer).opened(self.history, talk.speaks)
-        splitter = ThoughtSplitter(talk.tags, is_thinking=opened.rstrip().endswith(talk.tags.begin))
-        for _ in (*splitter.feed(self._content), *splitter.end()):
-            pass
+        self.begins_thinking = opened.rstrip().endswith(talk.tags.begin)
+        splitter = ThoughtSplitter(talk.tags, is_thinking=self.begins_thinking)
+        splitter.feed(self._content)
+        splitter.end()  # that was heard
         return splitter
 
-    def _take(self, pieces: Iterable[Piece]) -> None:
-        for piece in pieces:
-            self.pieces.append(piece)
+    def _take(self, splitter: ThoughtSplitter, text: str, *, is_given: bool = False) -> None:
+        """Keep a text, and pass on what is known of it."""
+        if text:
+            self.pieces.append(Piece(text, given=is_given))
+        for piece in splitter.feed(text, given=is_given):
             self.hear(piece)
 
     @property

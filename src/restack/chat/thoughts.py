@@ -1,6 +1,6 @@
 """The parts of an answer in which a thinking model thinks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,43 +57,60 @@ class ThoughtSplitter:
     """Tells thoughts from the answer, in a text that comes in pieces of any size.
 
     What may be the beginning of a tag is held back until it is known.
+
+    Attributes:
+        tags: of the thoughts.
+        is_thinking: whether the text goes on with a thought.
     """
 
     def __init__(self, tags: Tags, *, is_thinking: bool = False) -> None:
         """A splitter of one answer; `is_thinking` if the chat template has begun a thought already."""
         self.tags = tags
         self.is_thinking = is_thinking
-        self._held = Piece("")
+        self._held: list[tuple[str, bool]] = []  # texts, and whether they were given
 
-    def feed(self, text: str, *, given: bool = False) -> Iterator[Piece]:
-        """The pieces that are known with this text; a tag that is half given counts as given."""
-        given = given or (bool(self._held.text) and self._held.given)
-        text = self._held.text + text
+    @property
+    def held(self) -> str:
+        """What is held back."""
+        return "".join(text for text, _ in self._held)
+
+    def feed(self, text: str, *, given: bool = False) -> list[Piece]:
+        """The pieces that are known with this text."""
+        self._held.append((text, given))
+        text = self.held
+        pieces: list[Piece] = []
         while True:
             tag = self.tags.end if self.is_thinking else self.tags.begin
             before, found, text = text.partition(tag)
             if not found:
                 break
-            if before:
-                yield Piece(before, self._kind, given)
-            yield Piece(tag, "tag", given)
+            pieces += [*self._let_go(len(before), self._kind), *self._let_go(len(tag), "tag")]
             self.is_thinking = not self.is_thinking
         sure = next((at for at in range(len(before)) if tag.startswith(before[at:])), len(before))
-        self._held = Piece(before[sure:], self._kind, given)
-        if sure:
-            yield Piece(before[:sure], self._kind, given)
+        return [*pieces, *self._let_go(sure, self._kind)]
 
-    @property
-    def held(self) -> str:
-        """What is held back."""
-        return self._held.text
-
-    def end(self) -> Iterator[Piece]:
+    def end(self) -> list[Piece]:
         """What was held back."""
-        if self._held.text:
-            yield Piece(self._held.text, self._kind, self._held.given)
-        self._held = Piece("")
+        return self._let_go(len(self.held), self._kind)
+
+    def _let_go(self, count: int, kind: Kind) -> list[Piece]:
+        """The first characters of what is held, which may have been given in part."""
+        pieces = []
+        while self._held and (count or not self._held[0][0]):
+            text, given = self._held.pop(0)
+            pieces.append(Piece(text[:count], kind, given))
+            if len(text) > count:
+                self._held.insert(0, (text[count:], given))
+            count -= min(count, len(text))
+        return [piece for piece in pieces if piece.text]
 
     @property
     def _kind(self) -> Kind:
         return "thought" if self.is_thinking else "answer"
+
+
+def split_again(pieces: Iterable[Piece], tags: Tags, *, is_thinking: bool) -> list[Piece]:
+    """Pieces of a whole text, which may have been split before all of it was known."""
+    splitter = ThoughtSplitter(tags, is_thinking=is_thinking)
+    found = [part for piece in pieces for part in splitter.feed(piece.text, given=piece.given)]
+    return [*found, *splitter.end()]

@@ -1,7 +1,7 @@
 """What a model is shown of a conversation that is longer than its context."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from restack.chat.messages import Message
 from restack.errors import UsageError
@@ -13,7 +13,7 @@ FREED, LEAST = 4, 16  # one in so many tokens of the context is made free, when 
 Tokens = Callable[[Sequence[Message]], list[int]]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Window:
     """The part of a conversation that is shown.
 
@@ -35,10 +35,11 @@ class Window:
 
     def fit(
         self, messages: Sequence[Message], tokens_of: Tokens, context: int | None, answer: int
-    ) -> tuple[list[int], str]:
-        """The tokens to show, and what is to be said of those left out now; "" if no more than before.
+    ) -> tuple["Window", list[int], str]:
+        """The window that is needed now, the tokens it shows, and what is to be said if they are less.
 
-        They may still be too many: with "stop", or where the last message alone fills the context.
+        As long as that is enough, what was left out before is left out again: the text then begins as before.
+        There may still be too many tokens: with "stop", or where the last message alone fills the context.
 
         Args:
             messages: the conversation.
@@ -48,34 +49,28 @@ class Window:
         """
         tokens = tokens_of(messages)
         if context is None or self.overflow == "stop":
-            return tokens, ""
+            return self, tokens, ""
         most, wanted = context - min(answer, context // LEAST), context - context // FREED
         if len(tokens) <= most:
-            self.dropped = self.shifted = 0
-            return tokens, ""
+            return Window(self.overflow), tokens, ""
         full = f"the context of {context} tokens is full: the model is no longer shown"
         if self.overflow == "drop":
-            before = self.dropped
-            tokens = self._drop(messages, tokens_of, most, wanted)
-            return tokens, f"{full} the first {self.dropped} messages" if self.dropped != before else ""
-        before = self.shifted
-        if len(tokens) - self.shifted > most or not self.shifted:
-            self.shifted = len(tokens) - wanted
-        tokens = tokens[:SINKS] + tokens[SINKS + self.shifted :]
-        note = f"{full} {self.shifted} tokens after the first {SINKS}"
-        return tokens, note if self.shifted != before else ""
+            dropped, tokens = self._drop(messages, tokens_of, most, wanted)
+            note = f"{full} the first {dropped} messages" if dropped > self.dropped else ""
+            return replace(self, dropped=dropped), tokens, note
+        shifted = self.shifted if wanted <= len(tokens) - self.shifted <= most else len(tokens) - wanted
+        note = f"{full} {shifted} tokens after the first {SINKS}" if shifted > self.shifted else ""
+        return replace(self, shifted=shifted), tokens[:SINKS] + tokens[SINKS + shifted :], note
 
-    def _drop(self, messages: Sequence[Message], tokens_of: Tokens, most: int, wanted: int) -> list[int]:
-        """The tokens without the oldest turns: those left out already, if that is enough, or some more."""
+    def _drop(
+        self, messages: Sequence[Message], tokens_of: Tokens, most: int, wanted: int
+    ) -> tuple[int, list[int]]:
+        """How many messages to leave out, whole turns, and the tokens of the others."""
         first = 1 if messages and messages[0].role == "system" else 0
         said = messages[first:]
-        turns = [number for number, message in enumerate(said) if message.role == said[-1].role]
-        self.dropped = min(self.dropped, turns[-1])  # some may have been taken back
-        begins = [self.dropped, *(turn for turn in turns if turn > self.dropped)]
-        tokens: list[int] = []
-        for begin in begins:
-            tokens = tokens_of([*messages[:first], *said[begin:]])
-            if len(tokens) <= (most if begin == self.dropped else wanted):
+        dropped, tokens = 0, tokens_of(messages)
+        for turn in (number for number, message in enumerate(said) if message.role == said[-1].role):
+            dropped, tokens = turn, tokens_of([*messages[:first], *said[turn:]])
+            if len(tokens) <= (most if turn == self.dropped else wanted):
                 break
-        self.dropped = begin
-        return tokens
+        return dropped, tokens

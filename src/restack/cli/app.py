@@ -134,6 +134,7 @@ def chat(
     kv: o.KvMap = None,
     system: o.System = None,
     ai_prefix: o.AiPrefix = "",
+    reversed_role: o.ReversedRole = False,
     overflow: o.Overflow = "stop",
     load: o.Load = None,
     hide_thoughts: o.HideThoughts = False,
@@ -176,6 +177,7 @@ def chat(
         "system": system,
         "ai_prefix": o.unescaped(ai_prefix),
         "sampling": sampling,
+        "speaks": "user" if reversed_role else "assistant",
         "overflow": overflow,
         "tags": Tags(*thought_tags) if thought_tags else None,
     }

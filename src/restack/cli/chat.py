@@ -29,6 +29,7 @@ HELP = r'''
 /reset            forget the conversation
 /help             this
 /exit, /quit      end the chat; so do Ctrl-D, and Ctrl-C at the prompt
+A message that begins with a slash: type a blank before it.
 A message of several lines: end them with \, or put them between two lines of three quotes (""").
 Ctrl-C stops an answer. Along a pipe, the first mistake ends the chat with exit status 2.'''.strip()
 ENDS = ("/exit", "/quit")
@@ -60,6 +61,8 @@ def run(source: Source, options: dict[str, Any], *, session: Path | None, shows_
     chat.introduce(source.reference.model)
     if session is not None:
         chat.load(str(session))
+    if chat.conversation.speaks == "user" and not chat.has_history:
+        chat.begin()
     for text in messages(USER, COMMANDS):
         if text.strip() in ENDS:
             break
@@ -88,6 +91,10 @@ class Chat:
             f"{in_parameters(costs.effective_parameters)} effective parameters "
             f"from {in_parameters(costs.base_parameters)} in memory"
         )
+
+    def begin(self) -> None:
+        """Let the model say the first words, as the user that it plays."""
+        self.speak(self.conversation.answer)
 
     def hear(self, text: str) -> None:
         """What the user typed: something to answer, or a command."""
@@ -135,7 +142,7 @@ class Chat:
         self.terminal.note(f"Every answer begins with {unescaped(text)!r}." if text else "No prefix.")
 
     def continue_(self, suffix: str) -> None:
-        """Go on with the last answer, which is shown again if it is not the last line."""
+        """Go on with the last answer."""
         self.speak(lambda hear: self.conversation.continue_(unescaped(suffix), hear))
 
     def undo(self, _: str) -> None:
@@ -189,7 +196,7 @@ class Chat:
 
     def show(self, message: Message) -> None:
         """Show a message that was said before."""
-        self.terminal.begin(ASSISTANT if message.role == "assistant" else "You ")
+        self.terminal.begin(ASSISTANT if message.role == self.conversation.speaks else "You ")
         for piece in message.pieces:
             self.terminal.piece(piece)
         self.terminal.end(None)

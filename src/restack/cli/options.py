@@ -157,6 +157,15 @@ AiPrefix = Annotated[
         rich_help_panel="Conversation",
     ),
 ]
+ReversedRole = Annotated[
+    bool,
+    typer.Option(
+        "--reversed-role",
+        "--reversed_role",
+        help="It plays the user and begins; you play the assistant.",
+        rich_help_panel="Conversation",
+    ),
+]
 Overflow = Annotated[
     str,
     typer.Option(
@@ -172,7 +181,7 @@ Load = Annotated[
     typer.Option(
         metavar="FILE",
         callback=_checked_session,
-        help="A conversation that /save kept, to go on with.",
+        help="A conversation that /save kept, to go on with; its prompts and sampling are as they were.",
         rich_help_panel="Conversation",
     ),
 ]

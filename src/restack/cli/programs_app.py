@@ -231,7 +231,7 @@ def cobblers(
 ) -> None:
     """Ask experts; a router chooses who answers."""
     if (expert is None or not expert) == (experts is None):
-        raise UsageError("name the experts with --expert NAME=MODEL each, or with --experts FILE, not both")
+        raise UsageError("name the experts in one way: --expert NAME=MODEL for each, or --experts FILE")
     cast = e.read_cast(experts.expanduser()) if experts else e.Cast(tuple(map(e.expert_of, expert or ())))
     if router is not None:
         cast = replace(cast, router=e.Expert("router", router))

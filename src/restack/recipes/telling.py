@@ -15,6 +15,10 @@ def told_in_one_line(name: str, is_local: bool, part: str = "model") -> Iterator
         reason = str(error).splitlines()[-1].lstrip(" ^")
         raise ModelError(f"cannot open the {part} of {name}: {reason}") from error
     except Exception as error:  # whatever a broken model makes of a loader: each library has its own
+        if _was_interrupted(
+            error
+        ):  # while a module was imported, which transformers tells as if it lacked one
+            raise KeyboardInterrupt from None
         reason = " ".join(str(error).split())
         if "model type" in reason or "Unrecognized" in reason:
             reason = f"its architecture is not known to the installed transformers ({reason:.120}...)"
@@ -25,3 +29,9 @@ def told_in_one_line(name: str, is_local: bool, part: str = "model") -> Iterator
         elif isinstance(error, OSError) and not is_local:
             reason = "no such folder, and the hub has no such model or cannot be reached"
         raise ModelError(f"cannot open the {part} of {name}: {reason:.300}") from error
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -11,7 +11,7 @@ from restack.errors import UsageError
 from restack.views.empty_slot import EmptySlot
 
 
-def held_by(slot: Any) -> int:
+def tokens_of(slot: Any) -> int:
     """How many tokens a slot has read; 0 for states that do not tell."""
     return int(slot.get_seq_length()) if getattr(slot, "is_initialized", False) else 0
 
@@ -36,20 +36,44 @@ def is_croppable(cache: DynamicCache) -> bool:
 def crop(cache: DynamicCache, tokens: int) -> None:
     """Take the last tokens out of a croppable cache."""
     for slot in cache.layers:
-        if held_by(slot):
+        if tokens_of(slot):
             slot.crop(-tokens)
 
 
 def level(cache: DynamicCache) -> int:
-    """How many tokens all slots hold, after those were taken out that only some do; 0 if they cannot be."""
-    counts = [count for slot in cache.layers if (count := held_by(slot))]
+    """How many tokens all slots hold, after those were taken out that only some do; 0 if they cannot be.
+
+    An interrupt may have come between any two of the slots, or of the tensors of one.
+    """
+    counts = [count for slot in cache.layers for count in _counts(slot)]
     least = min(counts, default=0)
+    if max(counts, default=0) == least:
+        return least
+    if not tells_an_interrupt(cache):
+        return 0
     for slot in cache.layers:
-        if held_by(slot) > least:
-            if not _is_croppable(slot):
-                return 0
-            slot.crop(least - held_by(slot))
+        if tokens_of(slot):
+            slot.keys, slot.values = slot.keys[:, :, :least], slot.values[:, :, :least]
+        if type(slot) is DynamicSlidingWindowLayer:
+            slot.cumulative_length = min(slot.cumulative_length, least)
     return least
+
+
+def tells_an_interrupt(cache: DynamicCache) -> bool:
+    """Whether the lengths of all tensors tell how far a forward came: not those of a window that is full."""
+    windows = (slot for slot in cache.layers if type(slot) is DynamicSlidingWindowLayer)
+    return is_plain(cache) and all(max(_counts(slot), default=0) < slot.sliding_window for slot in windows)
+
+
+def _counts(slot: Any) -> list[int]:
+    """How many tokens a slot has read, as each of its tensors tells it."""
+    if not tokens_of(slot):
+        return []
+    if type(slot) is DynamicLayer:
+        return [slot.keys.shape[-2], slot.values.shape[-2]]
+    if type(slot) is DynamicSlidingWindowLayer and slot.cumulative_length < slot.sliding_window:
+        return [slot.cumulative_length, slot.keys.shape[-2], slot.values.shape[-2]]
+    return [tokens_of(slot)]
 
 
 def copied(cache: DynamicCache) -> DynamicCache:
@@ -72,36 +96,39 @@ def stored(cache: DynamicCache) -> dict[str, torch.Tensor]:
     return {
         f"{number}.{name}": getattr(slot, name).contiguous()
         for number, slot in enumerate(cache.layers)
-        if held_by(slot)
+        if tokens_of(slot)
         for name in ("keys", "values")
     }
 
 
-def restored(config: Any, tensors: Mapping[str, torch.Tensor], tokens: int, device: Any) -> DynamicCache:
-    """A cache of the keys and values of so many tokens, that `stored` gave.
+def restored(cache: DynamicCache, tensors: Mapping[str, torch.Tensor], tokens: int) -> None:
+    """Fill a cache with the keys and values of so many tokens, that `stored` gave.
+
+    Args:
+        cache: of the model, that has read a token.
+        tensors: by name.
+        tokens: how many.
 
     Raises:
-        ValueError: they are not that.
+        ValueError: they are not of this model, or of other tokens.
     """
-    cache = DynamicCache(config=config)
-    for number in sorted({int(name.partition(".")[0]) for name in tensors}):
-        while len(cache.layers) <= number:  # models that run plans have more slots than layers
-            cache.layers.append(copy.deepcopy(cache.layers[-1]))
-        slot = cache.layers[number]
-        keys, values = (tensors[f"{number}.{name}"].to(device) for name in ("keys", "values"))
-        is_window = type(slot) is DynamicSlidingWindowLayer
-        is_whole = keys.shape[-2] == tokens or (is_window and keys.shape[-2] < tokens)
-        if keys.ndim != 4 or keys.shape != values.shape or not is_whole:
-            raise ValueError(f"slot {number} does not hold {tokens} tokens")
-        slot.lazy_initialization(keys, values)
-        slot.keys, slot.values = keys, values
-        if is_window:
+    own = stored(cache)
+    if own.keys() != tensors.keys():
+        raise ValueError("its keys and values are those of another model")
+    for name, sample in own.items():
+        number, _, which = name.partition(".")
+        slot, tensor = cache.layers[int(number)], tensors[name]
+        length = tokens
+        if type(slot) is DynamicSlidingWindowLayer:
+            length = min(tokens, slot.sliding_window - 1)
             slot.cumulative_length = tokens
-    return cache
+        if tensor.dtype != sample.dtype or tensor.shape != (*sample.shape[:2], length, sample.shape[3]):
+            raise ValueError(f"{name} is not what the model keeps of {tokens} tokens")
+        setattr(slot, which, tensor.to(sample.device))
 
 
 def _is_croppable(slot: Any) -> bool:
-    if not held_by(slot):
+    if not tokens_of(slot):
         return not any(True for _ in tensors_of(slot))  # a recurrent state
     if type(slot) is DynamicSlidingWindowLayer:
         return bool(slot.get_seq_length() < slot.sliding_window)

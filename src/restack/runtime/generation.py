@@ -11,7 +11,7 @@ import torch
 
 from restack.errors import UsageError
 from restack.runtime.prompt_cache import PromptCache, Reuse
-from restack.runtime.streaming import TextStream
+from restack.runtime.streaming import TextStream, text_of
 
 FINEST = 1e-6  # dividing logits by much less than this gives infinities, of which no token can be drawn
 
@@ -207,6 +207,8 @@ def generate_all(
     /,
     *,
     stop: Sequence[str] = (),
+    follows: int = 0,
+    shown: Collection[int] = (),
     **options: Any,
 ) -> list[str]:
     """The texts that the model writes after several prompts, which may differ in length, in one batch.
@@ -235,9 +237,10 @@ def generate_all(
     )
     ends = _ends(model)
     texts = []
-    for row in output[:, width:].tolist():
+    for row in output.tolist():
+        before, row = row[width - follows : width], row[width:]
         length = next((number for number, token in enumerate(row, start=1) if token in ends), len(row))
-        text = str(tokenizer.decode(row[:length], skip_special_tokens=True))
+        text = text_of(tokenizer, row[:length], before=before, shown=shown)
         texts.append(text[: _end(text, stop)])
     return texts
 

@@ -98,18 +98,26 @@ class PromptCache:
             ValueError: it cannot be that.
         """
         self.forget()
-        tokens = tensors["tokens"].tolist()
-        slots = {name: tensor for name, tensor in tensors.items() if name[0].isdigit()}
+        slots = {
+            name: tensor for name, tensor in tensors.items() if not name.startswith(("tokens", "hidden."))
+        }
         if not slots:
             return
-        config = model.config.get_text_config(decoder=True)
-        self.cache = cache_slots.restored(config, slots, len(tokens), model.device)
+        tokens = tensors["tokens"].flatten().tolist()
+        if not all(type(token) is int and 0 <= token < model.config.vocab_size for token in tokens):
+            raise ValueError("its tokens are not the model's")
+        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        with torch.no_grad(), _recording(model, ()) as recorded:
+            model(torch.tensor([tokens[:1]], device=model.device), past_key_values=cache, use_cache=True)
+        cache_slots.restored(cache, slots, len(tokens))
+        hidden = {visit: tensors.get(f"hidden.{visit}") for visit in recorded}
+        shapes = {visit: (1, len(tokens), sample.shape[2]) for visit, sample in recorded.items()}
         self.hidden = {
-            int(name.removeprefix("hidden.")): tensor.to(model.device)
-            for name, tensor in tensors.items()
-            if name.startswith("hidden.")
+            visit: tensor.to(model.device)
+            for visit, tensor in hidden.items()
+            if tensor is not None and tensor.shape == shapes[visit] and tensor.dtype == recorded[visit].dtype
         }
-        self.model, self.tokens = model, tokens
+        self.model, self.cache, self.tokens = model, cache, tokens
 
     @contextmanager
     def reading(self, model: Any, prompt: Sequence[int]) -> Iterator[Reuse]:
@@ -120,21 +128,32 @@ class PromptCache:
         """
         with _recording(model, self.hidden) as new:
             reuse = self._ready(model, list(prompt))
-            known = {visit: hidden[:, : reuse.tokens] for visit, hidden in self.hidden.items()}
+            # Of the tokens that are reused: what was kept, but for what another view has just run anew.
+            known = {
+                visit: hidden[:, : reuse.tokens] for visit, hidden in self.hidden.items() if visit not in new
+            }
             reuse.read = list(prompt)
             self.forget()  # what is in doubt until it is over
-            is_whole = False
             try:
                 yield reuse
-                is_whole = True
-            finally:
-                held = 0 if reuse.cache is None else cache_slots.level(reuse.cache)
-                if 0 < held <= len(reuse.read) and (is_whole or _is_known(reuse, len(prompt))):
-                    self.model, self.cache, self.tokens = model, reuse.cache, reuse.read[:held]
-                    kept = _entrances(model) | {reuse.first_visit}
-                    self.hidden = {visit: h for visit, h in _joined(known, new, held) if visit in kept}
-                elif is_whole:  # nothing to read on with, which is to be said
-                    self.model, self.tokens = model, reuse.read
+            except KeyboardInterrupt:
+                if _is_known(reuse, len(prompt)):
+                    self._keep(model, reuse, known, new)
+                raise
+            else:
+                self._keep(model, reuse, known, new)
+
+    def _keep(
+        self, model: Any, reuse: Reuse, known: Mapping[int, torch.Tensor], new: Mapping[int, torch.Tensor]
+    ) -> None:
+        """Keep what was read, as far as the cache holds it; `known` and `new` are hidden states by visit."""
+        held = 0 if reuse.cache is None else cache_slots.level(reuse.cache)
+        self.model, self.tokens = model, reuse.read
+        if not 0 < held <= len(reuse.read):
+            return  # there is nothing to read on with, which is to be said
+        self.cache, self.tokens = reuse.cache, reuse.read[:held]
+        kept = _entrances(model) | {reuse.first_visit}
+        self.hidden = {visit: h for visit, h in _joined(known, new, held) if visit in kept}
 
     def _ready(self, model: Any, prompt: list[int]) -> Reuse:
         """A cache of the beginning of a prompt, but not of its last token: that is read for its logits."""
@@ -145,7 +164,7 @@ class PromptCache:
             return Reuse(new)
         if self.cache is None:
             return Reuse(new, reason="the states of this model cannot be kept")
-        if _stretches(config, len(prompt)):
+        if _stretches(config, max(len(prompt), len(self.tokens))):
             return Reuse(new, reason="its RoPE is scaled by the length of the text")
         surplus = len(self.tokens) - common
         if surplus and not cache_slots.is_croppable(self.cache):
@@ -174,7 +193,7 @@ class PromptCache:
 def _is_known(reuse: Reuse, prompt: int) -> bool:
     """Whether an interrupted cache tells what it holds: no slot may be empty that is only not filled yet."""
     has_begun = reuse.tokens > 0 or len(reuse.read) > prompt
-    return has_begun and reuse.cache is not None and cache_slots.is_plain(reuse.cache)
+    return has_begun and reuse.cache is not None and cache_slots.tells_an_interrupt(reuse.cache)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -206,10 +225,9 @@ def _recording(model: Any, known: Collection[int]) -> Iterator[Mapping[int, torc
 def _joined(
     known: Mapping[int, torch.Tensor], new: Mapping[int, torch.Tensor], tokens: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """The hidden states of so many tokens, by visit, where they are all there."""
-    for visit, hidden in new.items():
-        if hidden.shape[1] < tokens and visit in known:
-            hidden = torch.cat([known[visit], hidden], dim=1)
+    """The hidden states of so many tokens, by visit, where they are all there: first the known ones."""
+    for visit in {*known, *new}:
+        hidden = torch.cat([part[visit] for part in (known, new) if visit in part], dim=1)
         if hidden.shape[1] >= tokens:
             yield visit, hidden[:, :tokens]
 

@@ -8,6 +8,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 REPLACEMENT = "\ufffd"  # stands at the end of a text whose last character is not whole
+MISSING = 3  # bytes, each of which may be one, of a character of up to four
 
 
 class TextStream(BaseStreamer):  # type: ignore[misc]
@@ -46,6 +47,7 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
         self.text = ""
         self.first_token_at: float | None = None
         self.is_stopped = False
+        self._tokenizer = tokenizer
         self._decode = _decoder(tokenizer, shown)
         self._waiting = list(before)  # tokens whose text is not passed on, after those that it depends on
         self._known = len(self._waiting)  # how many of them only give the others their place
@@ -62,6 +64,8 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
         new = value.flatten().tolist()
         self.tokens += new
         self._waiting += new
+        if self._is_byte(new[-1]):  # what it stands for depends on those after it
+            return
         before, text = self._decode(self._waiting[: self._known]), self._decode(self._waiting)
         if len(text) > len(before) and not text.endswith(REPLACEMENT):
             # How a token is written may depend on the one before it: keep those of the last piece.
@@ -72,7 +76,12 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
     def end(self) -> None:
         """Pass on what was held back."""
         before, text = self._decode(self._waiting[: self._known]), self._decode(self._waiting)
-        self._pass_on(text[len(before) :], is_end=True)
+        self._pass_on(_whole(text[len(before) :]), is_end=True)
+
+    def _is_byte(self, token: int) -> bool:
+        """Whether a token is a single byte of a character, as SentencePiece writes those: <0xE2>."""
+        name = self._tokenizer.convert_ids_to_tokens(token)
+        return isinstance(name, str) and len(name) == 6 and name.startswith("<0x") and name.endswith(">")
 
     def _pass_on(self, text: str, *, is_end: bool = False) -> None:
         if self.is_stopped:
@@ -90,6 +99,21 @@ class TextStream(BaseStreamer):  # type: ignore[misc]
         if end:
             self.text += text[:end]
             self.on_text(text[:end])
+
+
+def text_of(
+    tokenizer: Any, tokens: Sequence[int], *, before: Sequence[int] = (), shown: Collection[int] = ()
+) -> str:
+    """The text of tokens at once; the arguments are those of a `TextStream`."""
+    decode = _decoder(tokenizer, shown)
+    known = decode(list(before))
+    return _whole(decode([*before, *tokens])[len(known) :])
+
+
+def _whole(text: str) -> str:
+    """A text without a last character whose end is missing: what goes on with the text can write it anew."""
+    whole = text.rstrip(REPLACEMENT)
+    return whole if len(text) - len(whole) <= MISSING else text
 
 
 def _decoder(tokenizer: Any, shown: Collection[int]) -> Callable[[list[int]], str]:

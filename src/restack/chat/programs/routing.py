@@ -8,7 +8,7 @@ from itertools import permutations
 from restack.chat.messages import Message
 from restack.chat.programs.agent import Agent, check_names
 from restack.chat.programs.audience import Audience, Line
-from restack.chat.programs.stage import Part, Stage
+from restack.chat.programs.stage import YOU, Part, Stage
 from restack.errors import UsageError
 from restack.runtime.likelihood import option_log_probabilities
 
@@ -195,6 +195,8 @@ def check_experts(
         UsageError: so it is; a name may not begin another, for its probability would hold the other's.
     """
     check_names(names)
+    if YOU in names:
+        raise UsageError(f"the name {YOU!r} is that of the person who asks; name the expert otherwise")
     if len(names) < 2:
         told = "there is one expert" if names else "there are no experts"
         raise UsageError(f"{told}, and a router chooses from two or more; name another")

@@ -10,6 +10,7 @@ from restack.chat.programs.agent import Agent
 from restack.chat.programs.audience import Audience, Line, Silent
 from restack.plans.pointing import counted
 
+YOU = "You"  # who asks
 Hear = Callable[[Piece], None]
 
 
@@ -48,7 +49,7 @@ class Stage:
             raise
         self._tell_what_waits()
 
-    def question(self, text: str, speaker: str = "You") -> None:
+    def question(self, text: str, speaker: str = YOU) -> None:
         """What a person says; it becomes a line when it is being answered."""
         line = self._question = Line(self.turn, speaker, Message("user", (Piece(text),)))
         self._waiting.append(lambda: self._add(line))

@@ -26,6 +26,7 @@ class Terminal:
         self._close()
         if heading:
             self._write(f"{heading}\n", "green")
+            self._skips_newlines = True  # of a suffix that begins a line
         else:
             self._write(f"{speaker} > ", "bold")
 
@@ -60,9 +61,10 @@ class Terminal:
             return
         if self.console.is_terminal:
             text = text.translate(CONTROL)
-        if style and self.console.is_terminal:
-            self.console.out(text, end="", style=style, highlight=False)
-        else:  # as it stands, tabs too
-            self.console.file.write(text)
-            self.console.file.flush()
         self._is_open = not text.endswith("\n")
+        if style and self.console.is_terminal:
+            with self.console.capture() as styled:  # what an interrupt leaves there would be shown again
+                self.console.out(text, end="", style=style, highlight=False)
+            text = styled.get()
+        self.console.file.write(text)  # as it stands, tabs too
+        self.console.file.flush()
