@@ -103,10 +103,11 @@ class PromptCache:
         }
         if not slots:
             return
+        config = model.config.get_text_config(decoder=True)
         tokens = tensors["tokens"].flatten().tolist()
-        if not all(type(token) is int and 0 <= token < model.config.vocab_size for token in tokens):
+        if not all(type(token) is int and 0 <= token < config.vocab_size for token in tokens):
             raise ValueError("its tokens are not the model's")
-        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        cache = DynamicCache(config=config)
         with torch.no_grad(), _recording(model, ()) as recorded:
             model(torch.tensor([tokens[:1]], device=model.device), past_key_values=cache, use_cache=True)
         cache_slots.restored(cache, slots, len(tokens))
@@ -127,7 +128,11 @@ class PromptCache:
         holds of them is kept, also where an interrupt came in the middle.
         """
         with _recording(model, self.hidden) as new:
-            reuse = self._ready(model, list(prompt))
+            try:
+                reuse = self._ready(model, list(prompt))
+            except BaseException:
+                self.forget()  # it may have been cropped in part
+                raise
             # Of the tokens that are reused: what was kept, but for what another view has just run anew.
             known = {
                 visit: hidden[:, : reuse.tokens] for visit, hidden in self.hidden.items() if visit not in new
