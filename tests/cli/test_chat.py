@@ -5,7 +5,8 @@ import sys
 import pexpect
 import pytest
 
-from restack.cli import main
+from restack.chat import OVERFLOWS
+from restack.cli import main, options
 from restack.cli.chat import COMMANDS
 from restack.cli.line_editing import completion, messages
 
@@ -200,6 +201,10 @@ def test_wrong_options_are_told_before_anything_is_loaded(capsys, monkeypatch, o
     monkeypatch.setattr("restack.recipes.open", None)
     assert main(["chat", "demo", *option]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_the_ways_to_overflow_are_those_of_conversations():
+    assert options.OVERFLOWS == OVERFLOWS  # said twice, since the options load no torch
 
 
 def test_a_megabyte_is_refused(monkeypatch, capsys):

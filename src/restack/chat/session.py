@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from restack.chat.conversation import Conversation
 from restack.chat.messages import Message, Piece
@@ -22,13 +21,13 @@ from restack.chat.thoughts import Tags
 from restack.chat.window import Window
 from restack.errors import RestackError, UsageError
 from restack.plans import Plan
+from restack.recipes.fingerprint import SAMPLE, InMemory
 from restack.runtime import Sampling
 from restack.views.cost import running
 from restack.views.planned import visit_count
 
 FORMAT = "restack_session"  # the key of the version
 VERSION = 1
-SAMPLE = 16  # numbers from the middle of each tensor, which tell a model from its fine-tunes
 
 
 def save_session(talk: Conversation, path: str | Path, *, with_cache: bool = False) -> Path:
@@ -76,7 +75,7 @@ def load_session(path: str | Path, model: Any, tokenizer: Any) -> Conversation:
         UsageError: it cannot be read, is no session, or broken, or of a newer version; or it was had with
             another model, plan or dtype.
     """
-    session, tensors = _read(path)
+    session = _read(path)
     try:
         had = {name: str(session["model"][name]) for name in ("kind", "plan", "dtype", "weights")}
         talk = _made(session, model, tokenizer)
@@ -84,9 +83,9 @@ def load_session(path: str | Path, model: Any, tokenizer: Any) -> Conversation:
         raise UsageError(f"{path} is a broken session: {type(error).__name__} {error}") from None
     _refuse_other(had, described(model), path)
     try:
-        if tensors:
-            talk.cache.restore(model, tensors)
-    except (KeyError, ValueError, IndexError) as error:
+        if not _is_text(path):
+            talk.cache.restore(model, load_file(Path(path).expanduser()))
+    except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
         raise UsageError(f"{path} is a broken session: {type(error).__name__} {error}") from None
     return talk
 
@@ -141,9 +140,7 @@ def described(model: Any) -> dict[str, Any]:
     visits = visit_count(model)
     digest = hashlib.sha256()
     for tensor in model.parameters():
-        numbers = tensor.detach().reshape(-1)
-        first = max(0, (len(numbers) - SAMPLE) // 2)
-        digest.update(numbers[first : first + SAMPLE].float().cpu().numpy().tobytes())
+        digest.update(InMemory(tensor).sample(SAMPLE)[1])
     return {
         "kind": f"{config.model_type}, {config.hidden_size} wide, {config.vocab_size} tokens",
         "plan": str(running(model, Plan.of(range(visits), visits))),
@@ -166,40 +163,36 @@ def _written(talk: Conversation) -> dict[str, Any]:
     }
 
 
-def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What is in a session's file.
+def _is_text(path: str | Path) -> bool:
+    """Whether a session's file is JSON, without keys and values."""
+    with Path(path).expanduser().open("rb") as file:
+        return file.read(1) == b"{"
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """What is in a session's file beside keys and values.
 
     Raises:
         UsageError: there is none, or it cannot be read here.
     """
-    tensors: dict[str, torch.Tensor] = {}
     try:
         path = Path(path).expanduser()
-        with path.open("rb") as file:
-            is_text = file.read(1) == b"{"
-        if is_text:
-            session = json.loads(path.read_text(encoding="utf-8"))
+        if _is_text(path):
+            session: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         else:
             with safe_open(path, framework="pt") as stored:
                 session = json.loads((stored.metadata() or {})[FORMAT])
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         version = session[FORMAT]
     except OSError as error:
         raise UsageError(f"the session {path} cannot be read: {error.strerror or error}") from None
-    except (
-        SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-    ):  # the last: too deep, or no such ~
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError):  # the last: too deep; no such ~
         raise UsageError(f"{path} is no session of Restack, or it is cut short; name another file") from None
     if type(version) is not int or version != VERSION:
         raise UsageError(
             f"{path} is a session of version {version!r:.40}, and this Restack reads version {VERSION}; "
             "update Restack"
         )
-    return session, tensors
+    return session
 
 
 def _refuse_other(had: dict[str, str], have: dict[str, str], path: str | Path) -> None:

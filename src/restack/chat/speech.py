@@ -49,14 +49,13 @@ class Speech:
         """
         begun = self._content + self.given
         self._check_last_message()
-        tokens = self._fitted(begun, is_refused=True)
+        tokens = self._fitted(begun, or_refused=True)
         splitter = self._splitter_so_far()
         self.hear(Piece("", given=True))
         self._take(splitter, self.given, is_given=True)
         while tokens:
             self._generate(tokens, bool(begun), splitter)
-            left = self.sampling.max_tokens - sum(len(made.tokens) for made in self.made)
-            if self.made[-1].finish != "context" or self.talk.window.overflow == "stop" or left < 1:
+            if self.made[-1].finish != "context" or self.talk.window.overflow == "stop" or self._left < 1:
                 break
             begun = self._content
             tokens = self._fitted(begun)
@@ -82,7 +81,6 @@ class Speech:
 
     def _generate(self, tokens: list[int], follows: bool, splitter: ThoughtSplitter) -> None:
         talk = self.talk
-        used = sum(len(made.tokens) for made in self.made)
 
         def hear(text: str) -> None:
             self.has_said |= bool(text)
@@ -92,7 +90,7 @@ class Speech:
             talk.model,
             talk.tokenizer,
             talk.tensor(tokens),
-            replace(self.sampling, max_tokens=self.sampling.max_tokens - used),
+            replace(self.sampling, max_tokens=self._left),
             hear,
             stop=ChatTemplate(talk.tokenizer).stops(talk.speaks),
             prompt_cache=talk.cache,
@@ -103,16 +101,16 @@ class Speech:
         if made.reason:
             talk.note_once(f"the conversation is read again from its beginning: {made.reason}")
 
-    def _fitted(self, begun: str, *, is_refused: bool = False) -> list[int]:
+    def _fitted(self, begun: str, *, or_refused: bool = False) -> list[int]:
         """The tokens that the model is shown, as many as its context allows.
 
-        If they fill it all the same: none, or an error if it is to be refused; the window is left as it was.
+        If they fill it all the same: none, or an error with `or_refused`; the window is left as it was.
         """
         talk, context = self.talk, context_length(self.talk.model.config)
         window, tokens, note = talk.window.fit(
             self.history, lambda messages: talk.tokens(messages, begun), context, self.sampling.max_tokens
         )
-        if is_refused:
+        if or_refused:
             check_room(talk.model, talk.tensor(tokens))
         elif context is not None and len(tokens) >= context:
             return []
@@ -144,6 +142,11 @@ class Speech:
             self.pieces.append(Piece(text, given=is_given))
         for piece in splitter.feed(text, given=is_given):
             self.hear(piece)
+
+    @property
+    def _left(self) -> int:
+        """How many tokens it may still have."""
+        return self.sampling.max_tokens - sum(len(made.tokens) for made in self.made)
 
     @property
     def _content(self) -> str:

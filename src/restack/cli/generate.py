@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from restack.chat import Conversation
+from restack.chat.programs.terminal import CONTROL
 from restack.cli.loading import Source
 from restack.cli.text_input import read_all
 from restack.errors import UsageError
@@ -49,10 +50,6 @@ def run(
 
 def _tokens(model: Any, tokenizer: Any, prompt: str) -> Any:
     return tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
-
-
-# Control characters, but for the end of a line and the tab: a model must not steer the terminal with them.
-CONTROL = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
 
 
 def write(text: str) -> None:

@@ -16,7 +16,7 @@ SIZES = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "KB": 10**3, "B": 1}
 TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 
-def _checked_text(option: typer.CallbackParam, text: str | None) -> str | None:
+def checked_text(option: typer.CallbackParam, text: str | None) -> str | None:
     if text is not None:
         check_argument(text, option.opts[0])
     return text
@@ -141,7 +141,7 @@ System = Annotated[
         "--system",
         "-s",
         metavar="TEXT",
-        callback=_checked_text,
+        callback=checked_text,
         help="The system prompt.",
         rich_help_panel="Conversation",
     ),
@@ -152,7 +152,7 @@ AiPrefix = Annotated[
         "--ai-prefix",
         "--ai_prefix",
         metavar="TEXT",
-        callback=_checked_text,
+        callback=checked_text,
         help=r"Every answer begins with this text; \n is a newline.",
         rich_help_panel="Conversation",
     ),

@@ -9,7 +9,6 @@ import typer
 from restack.cli import experts as e
 from restack.cli import options as o
 from restack.cli import traits as t
-from restack.cli.text_input import check_argument
 from restack.errors import UsageError
 
 TRAITS, CHOICE, THOUGHT, RUN = "Each of the two", "Choice", "Thought", "Run"
@@ -28,12 +27,6 @@ def _checked_expert(texts: list[str] | None) -> list[str] | None:
 
 def _checked_optional_model(model: str | None) -> str | None:
     return None if model is None else o.checked_model(model)
-
-
-def _checked_text(option: typer.CallbackParam, text: str | None) -> str | None:
-    if text is not None:
-        check_argument(text, option.opts[0])
-    return text
 
 
 def _checked_transcript(path: Path | None) -> Path | None:
@@ -89,7 +82,7 @@ def duet(
     first: Annotated[str, _model("A", "Speaks first: MODEL or MODEL@SPEC, as everywhere.")],
     second: Annotated[str, _model("B", "Answers; a plan of the same model needs no more weights.")],
     start: Annotated[
-        str, typer.Option(metavar="TEXT", callback=_checked_text, help="The first message, which A says.")
+        str, typer.Option(metavar="TEXT", callback=o.checked_text, help="The first message, which A says.")
     ],
     turns: Annotated[
         int,
@@ -206,7 +199,7 @@ def cobblers(
         str | None,
         typer.Option(
             metavar="TEXT",
-            callback=_checked_text,
+            callback=o.checked_text,
             help=r"What the router is asked; {prompt} is the question, {classes} the names; \n is a newline.",
             rich_help_panel=CHOICE,
         ),
@@ -278,7 +271,7 @@ def think(
             "--prompt",
             "-p",
             metavar="TEXT",
-            callback=_checked_text,
+            callback=o.checked_text,
             help="The question; without, you are asked for questions.",
         ),
     ] = None,
@@ -315,18 +308,20 @@ def think(
             "--ai-prefix",
             "--ai_prefix",
             metavar="TEXT",
-            callback=_checked_text,
+            callback=o.checked_text,
             help=r"What the thinker begins with; \n is a newline, here and below.",
             rich_help_panel=THOUGHT,
         ),
     ] = None,
     again: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", callback=_checked_text, help="To think again.", rich_help_panel=THOUGHT),
+        typer.Option(
+            metavar="TEXT", callback=o.checked_text, help="To think again.", rich_help_panel=THOUGHT
+        ),
     ] = None,
     check: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", callback=_checked_text, help="To check.", rich_help_panel=THOUGHT),
+        typer.Option(metavar="TEXT", callback=o.checked_text, help="To check.", rich_help_panel=THOUGHT),
     ] = None,
     system: Annotated[
         str | None,
@@ -334,7 +329,7 @@ def think(
             "--system",
             "-s",
             metavar="TEXT",
-            callback=_checked_text,
+            callback=o.checked_text,
             help="The thinker's system prompt.",
             rich_help_panel=THOUGHT,
         ),
@@ -343,7 +338,7 @@ def think(
         str | None,
         typer.Option(
             metavar="TEXT",
-            callback=_checked_text,
+            callback=o.checked_text,
             help="The summariser's system prompt.",
             rich_help_panel=THOUGHT,
         ),
@@ -352,7 +347,7 @@ def think(
         str | None,
         typer.Option(
             metavar="TEXT",
-            callback=_checked_text,
+            callback=o.checked_text,
             help="What the summariser is asked, with {prompt} and {thoughts} in it.",
             rich_help_panel=THOUGHT,
         ),

@@ -51,8 +51,8 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class InShard:
-    """A tensor in a shard of Meta's, which is mapped into memory and not read."""
+class InMemory:
+    """A tensor of a loaded model, or in a shard of Meta's, which is mapped into memory and not read."""
 
     tensor: "torch.Tensor"
 
@@ -70,11 +70,11 @@ class InShard:
         """As `Stored.sample`."""
         import torch
 
-        numbers = self.tensor.reshape(-1)
+        numbers = self.tensor.detach().reshape(-1)
         wanted = min(len(numbers), max(1, size // numbers.element_size()))
         first = (len(numbers) - wanted) // 2
         sample = numbers[first : first + wanted].contiguous().view(torch.uint8)
-        return first, sample.numpy().tobytes()
+        return first, sample.cpu().numpy().tobytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def fingerprint(location: Location) -> Fingerprint:
         ModelError: it has no config.json, or a file with weights is cut short or damaged.
     """
     config = fingerprint_of_config(location)
-    stored: Mapping[str, Stored | InShard]
+    stored: Mapping[str, Stored | InMemory]
     stored = _in_shards(location) if location.is_metas else stored_tensors(location)
     if not stored:
         return config
@@ -140,12 +140,12 @@ def stored_tensors(location: Location) -> dict[str, Stored]:
     return stored
 
 
-def _in_shards(location: Location) -> dict[str, InShard]:
+def _in_shards(location: Location) -> dict[str, InMemory]:
     """The tensors in Meta's shards, by the file's name and theirs; the tables that some have are none."""
     from restack.llama.meta import TABLE, open_shards
 
     return {
-        f"{file.name} {name}": InShard(tensor)
+        f"{file.name} {name}": InMemory(tensor)
         for file, tensors in open_shards(location.folder).items()
         for name, tensor in tensors.items()
         if not str(name).endswith(TABLE)
