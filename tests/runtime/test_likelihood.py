@@ -3,8 +3,7 @@ import torch
 
 from restack import recipes, view
 from restack.errors import UsageError
-from restack.runtime import ContextFull
-from restack.runtime.likelihood import option_log_probabilities
+from restack.runtime import ContextFull, option_log_probabilities
 
 OPTIONS = [" Paris", " Madrid, the capital", " a", "."]
 

@@ -9,7 +9,7 @@ from restack.runtime.generation import (
     generate,
     generate_all,
 )
-from restack.runtime.likelihood import Perplexity, perplexity, sample_text
+from restack.runtime.likelihood import Perplexity, option_log_probabilities, perplexity, sample_text
 from restack.runtime.prompt_cache import PromptCache
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "context_length",
     "generate",
     "generate_all",
+    "option_log_probabilities",
     "perplexity",
     "sample_text",
 ]

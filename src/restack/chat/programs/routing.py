@@ -10,7 +10,7 @@ from restack.chat.programs.agent import Agent, check_names
 from restack.chat.programs.audience import Audience, Line
 from restack.chat.programs.stage import YOU, Part, Stage
 from restack.errors import UsageError
-from restack.runtime.likelihood import option_log_probabilities
+from restack.runtime import option_log_probabilities
 
 CLASSIFY = "Please classify the question to one of these classes:\n{classes}\n\nQuestion: {prompt}"
 CONFIDENCE = 0.5  # more likely than all other experts together
