@@ -3,7 +3,6 @@
 The file is JSON; with keys and values it is a safetensors file, whose header holds the same JSON.
 """
 
-import hashlib
 import json
 import os
 from contextlib import suppress
@@ -20,11 +19,8 @@ from restack.chat.messages import Message, Piece
 from restack.chat.thoughts import Tags
 from restack.chat.window import Window
 from restack.errors import RestackError, UsageError
-from restack.plans import Plan
-from restack.recipes.fingerprint import SAMPLE, InMemory
+from restack.recipes.description import described
 from restack.runtime import Sampling
-from restack.views.cost import running
-from restack.views.planned import visit_count
 
 FORMAT = "restack_session"  # the key of the version
 VERSION = 1
@@ -132,21 +128,6 @@ def _one_of(known: tuple[str, ...], value: Any) -> Any:
     if value not in known:
         raise ValueError(f"{value!r:.40} is none of {', '.join(known)}")
     return value
-
-
-def described(model: Any) -> dict[str, Any]:
-    """What tells a loaded model from others: its kind, what it runs, its dtype and its weights."""
-    config = model.config.get_text_config(decoder=True)
-    visits = visit_count(model)
-    digest = hashlib.sha256()
-    for tensor in model.parameters():
-        digest.update(InMemory(tensor).sample(SAMPLE)[1])
-    return {
-        "kind": f"{config.model_type}, {config.hidden_size} wide, {config.vocab_size} tokens",
-        "plan": str(running(model, Plan.of(range(visits), visits))),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "weights": digest.hexdigest()[:16],
-    }
 
 
 def _written(talk: Conversation) -> dict[str, Any]:

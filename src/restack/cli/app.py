@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from restack import __version__
-from restack.cli import convert_app, programs_app, train_app
+from restack.cli import convert_app, programs_app, scan_app, train_app
 from restack.cli import options as o
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-LOOK, TALK, MAKE = "Look", "Talk", "Make"
+LOOK, TALK, SEARCH, MAKE = "Look", "Talk", "Search", "Make"
 
 
 def _version(wanted: bool) -> None:
@@ -224,5 +224,6 @@ def demo(
 
 app.add_typer(convert_app.app, name="convert", rich_help_panel=MAKE)
 app.command(rich_help_panel=MAKE)(train_app.train)
+app.command(rich_help_panel=SEARCH)(scan_app.scan)
 for program in (programs_app.duet, programs_app.cobblers, programs_app.think):
     app.command(rich_help_panel=TALK)(program)

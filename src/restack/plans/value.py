@@ -156,6 +156,26 @@ class Plan:
         ]
         return Plan(tuple(visits), self.depths)
 
+    def tail(self, start: int) -> "Plan":
+        """The plan of the visits from `start` on, which read the same keys and values as here.
+
+        Raises:
+            PlanError: there is no such visit; or one from there on reads those of one before, or is read.
+        """
+        if not 0 <= start < len(self):
+            raise PlanError(f"the plan has no visit {start} (0..{len(self) - 1}); begin at one of these")
+        for number, owner in enumerate(self.owners):
+            if (number < start) != (owner < start):
+                raise PlanError(
+                    f"visit {number} reads the keys and values of visit {owner}, so the plan cannot be cut "
+                    f"between them; begin at another visit than {start}"
+                )
+        visits = self.visits[start:]
+        return Plan(
+            tuple(v if v.kv is None else replace(v, kv=v.kv - start) for v in visits),
+            self.depths,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `Plan.from_json` reads: the canonical text and the depths."""
         return {"plan": str(self), "depths": list(self.depths)}

@@ -106,9 +106,13 @@ def option_log_probabilities(
     )  # (N, W)
     tokens = torch.cat([prompt.expand(len(rows), -1), added], dim=1)[:, :-1]  # (N, T + W - 1)
     check_room(model, tokens)
-    takes_last = "logits_to_keep" in inspect.signature(type(model).forward).parameters
-    keep = {"logits_to_keep": width} if takes_last else {}
-    logits = model(tokens, use_cache=False, **keep).logits[:, -width:].float()  # (N, W, V)
+    logits = model(tokens, use_cache=False, **keeping_last(model, width)).logits[:, -width:].float()  # (N, W, V)
     chosen = logits.log_softmax(-1).gather(-1, added[..., None])[..., 0]  # (N, W)
     is_text = torch.arange(width, device=prompt.device) < lengths[:, None]
     return [float(total) for total in (chosen * is_text).sum(-1)]
+
+
+def keeping_last(model: Any, positions: int) -> dict[str, int]:
+    """The option by which a model computes the logits of the last positions only, if it has one."""
+    takes_it = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+    return {"logits_to_keep": positions} if takes_it else {}

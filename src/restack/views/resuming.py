@@ -16,11 +16,10 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from restack.errors import RestackError, ViewError
 from restack.plans import Plan
-from restack.views.anatomy import anatomy
 from restack.views.arranging import arranged_copy
-from restack.views.damping import OTHER_STREAMS
+from restack.views.midway import entering, refuse_other_streams
 from restack.views.planned import iterated, runs_plans, visit_count
-from restack.views.recording import hooks_change, parameters_of, recordings_here, stream_of
+from restack.views.recording import hooks_change, recordings_here
 from restack.views.shared_kv import Borrowed, Lending
 
 GROWING = (DynamicLayer, DynamicSlidingWindowLayer)  # slots that make new tensors of the old ones
@@ -85,11 +84,8 @@ def resume(
     run: Any = cast(Any, rest).base_model
     with ExitStack() as hooks:
         given: dict[str, Any] = {"input_ids": tokens}
-        if visit and runs_plans(rest):
-            given = {"inputs_embeds": hidden}
-        elif visit:
-            first = anatomy(rest).layers[0]
-            hooks.enter_context(first.register_forward_pre_hook(_instead(hidden), with_kwargs=True))
+        if visit:
+            given = hooks.enter_context(entering(rest, hidden, tokens))
         for watcher in recordings_here():
             if visit and watcher.model is model:
                 hooks.enter_context(watcher.watching(rest, visit))
@@ -117,9 +113,7 @@ def _rest(model: Any, visit: int) -> nn.Module | None:
         raise ViewError(f"visit {visit} is iterated with others before it; resume at the first of them")
     if visit in (0, count):
         return None if visit else cast(nn.Module, model)
-    streams = [name for name in parameters_of(anatomy(model).layers[0]) if name in OTHER_STREAMS]
-    if streams and not runs_plans(model):
-        raise ViewError(f"layers hand on {streams[0]} beside the hidden states; read from the start")
+    refuse_other_streams(model)
     with hooks_change:
         return cast(nn.Module, arranged_copy(model, Plan.of(range(visit, count), count), share_tensors=True))
 
@@ -146,14 +140,3 @@ def _shared(slot: Any, empty: Any) -> Any:
         return empty
     kind = type(slot).__mro__[2] if isinstance(slot, Lending) else type(slot)
     return copy.copy(slot) if kind in GROWING else copy.deepcopy(slot)
-
-
-def _instead(hidden: Any) -> Any:
-    """A hook by which a layer is given these hidden states, whatever else comes."""
-
-    def give(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, stream_of(module): hidden}
-
-    return give

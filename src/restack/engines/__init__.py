@@ -1,0 +1,1 @@
+"""Other engines that run Restack's work."""

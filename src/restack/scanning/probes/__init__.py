@@ -1,0 +1,1 @@
+"""What candidates are asked: one module for each kind of probe."""
