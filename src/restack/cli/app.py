@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from restack import __version__
-from restack.cli import convert_app, programs_app, scan_app, train_app
+from restack.cli import convert_app, draft_app, programs_app, prune_app, scan_app, train_app
 from restack.cli import options as o
 
 app = typer.Typer(
@@ -224,6 +224,7 @@ def demo(
 
 app.add_typer(convert_app.app, name="convert", rich_help_panel=MAKE)
 app.command(rich_help_panel=MAKE)(train_app.train)
-app.command(rich_help_panel=SEARCH)(scan_app.scan)
+for search in (scan_app.scan, prune_app.prune, draft_app.draft):
+    app.command(rich_help_panel=SEARCH)(search)
 for program in (programs_app.duet, programs_app.cobblers, programs_app.think):
     app.command(rich_help_panel=TALK)(program)

@@ -85,7 +85,8 @@ class Results:
             record["mean"] = {name: _mean(scores) for name, scores in answers.scores.items()}
             record["scores"] = {name: [_short(score) for score in s] for name, s in answers.scores.items()}
         if self._file is not None:
-            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            line = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+            self._file.write(line.encode() + b"\n")
             self._file.flush()
         self.records[asked, record["plan"]] = record
 
