@@ -17,12 +17,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
+    finally:
         part.unlink(missing_ok=True)
-        raise
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text under another name, and give it its own when it is whole."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under another name, and give it its own when it is whole."""
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -106,7 +106,8 @@ def option_log_probabilities(
     )  # (N, W)
     tokens = torch.cat([prompt.expand(len(rows), -1), added], dim=1)[:, :-1]  # (N, T + W - 1)
     check_room(model, tokens)
-    logits = model(tokens, use_cache=False, **keeping_last(model, width)).logits[:, -width:].float()  # (N, W, V)
+    output = model(tokens, use_cache=False, **keeping_last(model, width))
+    logits = output.logits[:, -width:].float()  # (N, W, V)
     chosen = logits.log_softmax(-1).gather(-1, added[..., None])[..., 0]  # (N, W)
     is_text = torch.arange(width, device=prompt.device) < lengths[:, None]
     return [float(total) for total in (chosen * is_text).sum(-1)]

@@ -15,7 +15,8 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from restack.errors import RestackError, UsageError
-from restack.training.folder import PART, Entry, Folder, flush
+from restack.recipes.whole_file import PART
+from restack.training.folder import Entry, Folder, flush
 from restack.training.packing import Data, Order
 from restack.training.processes import Processes
 from restack.training.settings import Course, Training, rate_at

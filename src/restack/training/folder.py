@@ -19,10 +19,10 @@ from zipfile import is_zipfile
 
 from restack.errors import UsageError
 from restack.recipes import check_new_folder
+from restack.recipes.whole_file import PART, write_whole
 
 FORMAT = 1
 SETTINGS, LOG, PICTURE, CHECKPOINTS = "training.json", "log.jsonl", "loss.png", "checkpoints"
-PART = ".part"  # how the name of what is not whole yet ends
 CONFIG = "config.json"  # which makes a folder a model
 KEPT = 2  # checkpoints
 Entry = dict[str, Any]  # a line of the log
@@ -180,16 +180,6 @@ def cut_log(folder: Folder, step: int) -> list[Entry]:
     kept = [entry for entry in read_log(folder.path) if entry["step"] <= step]
     write_whole(folder.log, "".join(json.dumps(entry) + "\n" for entry in kept))
     return kept
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under another name, and give it its own when it is whole."""
-    part = path.with_name(f".{path.name}{PART}")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def flush(folder: Path) -> None:

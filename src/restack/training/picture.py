@@ -5,7 +5,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restack.training.folder import PART, Entry
+from restack.recipes.whole_file import whole_file
+from restack.training.folder import Entry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,9 +45,8 @@ def draw_log(log: list[Entry], path: Path, title: str, steps: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if trained or evaluated:
         axes.legend(frameon=False, loc="best")
-    part = path.with_name(f".{path.name}{PART}")
-    figure.savefig(part, dpi=150, format=path.suffix.removeprefix("."))
-    part.replace(path)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=150, format=path.suffix.removeprefix("."))
 
 
 def smooth(losses: list[float], reach: int) -> list[float]:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from restack.errors import RestackError
+from restack.recipes.whole_file import PART
 from restack.training.adapters import adapted, has_adapters
 from restack.training.engine import HouseTrainer, Job, reason_of
-from restack.training.folder import PART, Entry, Folder, cut_log, read_log, refuse_damaged, step_of
+from restack.training.folder import Entry, Folder, cut_log, read_log, refuse_damaged, step_of
 from restack.training.packing import Data
 from restack.training.picture import draw_log
 from restack.training.preparing import Source, asked_for, check_model, mode_of, names_of, read
