@@ -28,6 +28,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/view_cost.py
 	$(BIN)/python benchmarks/convert_full.py
 	$(BIN)/python benchmarks/chat.py
+	$(BIN)/python benchmarks/scan_cost.py
 	$(BIN)/python benchmarks/kv_sharing.py
 	$(BIN)/python benchmarks/gqa_groups.py --plot docs/pictures/gqa_groups.png
 

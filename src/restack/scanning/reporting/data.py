@@ -1,0 +1,103 @@
+"""Findings as plain data, for scripts."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from restack.scanning.candidates import Candidate
+from restack.scanning.findings import Compared, Entry, Findings, Verdict
+from restack.scanning.reporting.verdict import headline
+from restack.scanning.statistics import Interval
+
+
+def summary(findings: Findings) -> dict[str, Any]:
+    """What a scan found, in types that JSON has; numbers that are not finite are null.
+
+    Differences are candidate - base as the probe scores; `gain` is positive where the candidate is better.
+    `p` of an entry is two-sided and corrected for all candidates, that of the verdict one-sided.
+    """
+    return {
+        "model": findings.model,
+        "depth": findings.depth,
+        "headline": headline(findings),
+        "probes": [
+            {
+                "name": facts.name,
+                "measure": facts.measure,
+                "lower_is_better": facts.lower_is_better,
+                "chance": facts.chance,
+                "questions": facts.searched,
+                "held_out_questions": facts.held_out,
+            }
+            for facts in findings.probes
+        ],
+        "base": {name: _interval(compared.score) for name, compared in findings.base.compared.items()},
+        "verdict": _verdict(findings.verdict),
+        "entries": [_entry(entry) for entry in findings.entries],
+        "layer_runs": {"done": findings.layer_runs[0], "without_sharing": findings.layer_runs[1]},
+        "seconds": _number(findings.seconds),
+        "conditions": dict(findings.conditions),
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "outcome": verdict.outcome,
+        "objective": list(verdict.objective),
+        "best": None if verdict.best is None else _candidate(verdict.best.candidate),
+        "p": _number(verdict.p),
+        "held_out": _all_compared(verdict.held_out),
+        "held_out_p": _number(verdict.held_out_p),
+        "by_group": {probe: _all_compared(groups) for probe, groups in by_group(verdict).items()},
+    }
+
+
+def by_group(verdict: Verdict) -> Mapping[str, Mapping[str, Compared]]:
+    """The best and the base on the held-out questions of each group, by probe."""
+    return {probe: groups for probe, groups in verdict.by_group.items() if groups}
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    return {
+        **_candidate(entry.candidate),
+        "cost": _number(entry.cost),
+        "seconds": _number(entry.seconds),
+        "error": entry.error,
+        "scores": _all_compared(entry.compared),
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "plan": str(candidate.plan),
+        "label": candidate.label,
+        "kind": candidate.kind,
+        "block": None if candidate.block is None else list(candidate.block),
+        "times": candidate.times,
+        "damp": candidate.damp,
+    }
+
+
+def _all_compared(of: Mapping[str, Compared]) -> dict[str, Any]:
+    return {
+        name: {
+            **_interval(compared.score),
+            "difference": _interval(compared.difference),
+            "gain": _number(compared.gain),
+            "p": _number(compared.p),
+        }
+        for name, compared in of.items()
+    }
+
+
+def _interval(interval: Interval) -> dict[str, Any]:
+    return {
+        "mean": _number(interval.mean),
+        "low": _number(interval.low),
+        "high": _number(interval.high),
+        "n": int(interval.n),
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
