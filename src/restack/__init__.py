@@ -43,4 +43,11 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])
 
 
+def _teach_lm_eval() -> None:
+    registry = getattr(import_module("lm_eval.api.registry"), "model_registry", None)  # not in old versions
+    if registry is not None and "restack" not in registry:
+        registry.register("restack", target="restack.scanning.harness.model:RestackLM")
+
+
 import_module("restack.recipes").teach_transformers()
+import_module("restack.recipes.import_hook").when_imported("lm_eval.models", _teach_lm_eval)

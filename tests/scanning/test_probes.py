@@ -31,7 +31,7 @@ def tokenizer():
 def asked(model, probe, spec="all"):
     """The scores of all questions of a probe, for one plan."""
     plan = named(model, [spec])[0].plan
-    (found,) = Asker(model, [probe]).ask(Task((plan,), {probe.name: range(len(probe))}))
+    (found,) = Asker(model, [probe])(Task((plan,), {probe.name: range(len(probe))}))
     assert found.error is None, found.error
     return found.scores[probe.name]
 
@@ -264,6 +264,6 @@ def test_several_probes_are_asked_at_once(demo, tokenizer):
     names = ["demo:fact", "text", "math:4"]
     probes_ = [make_probe(name, demo, tokenizer, Making(8)) for name in names]
     every = {probe.name: range(len(probe)) for probe in probes_}
-    (together,) = Asker(demo, probes_).ask(Task((base(12).plan,), every))
+    (together,) = Asker(demo, probes_)(Task((base(12).plan,), every))
     for probe in probes_:
         assert together.scores[probe.name] == pytest.approx(asked(demo, probe), rel=1e-5)

@@ -44,7 +44,7 @@ class Answering:
         for task in tasks:
             for plan in task.plans:
                 scores = self.probe.scores(SimpleNamespace(restack_plan=plan), task.questions["noise"])
-                yield [Answers(plan, {"noise": scores})]
+                yield Answers(plan, {"noise": scores})
 
 
 def test_of_200_scans_of_noise_hardly_one_declares_a_winner(model):

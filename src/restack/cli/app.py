@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from restack import __version__
-from restack.cli import convert_app, draft_app, programs_app, prune_app, scan_app, train_app
+from restack.cli import convert_app, draft_app, eval_app, programs_app, prune_app, scan_app, train_app
 from restack.cli import options as o
 
 app = typer.Typer(
@@ -226,5 +226,6 @@ app.add_typer(convert_app.app, name="convert", rich_help_panel=MAKE)
 app.command(rich_help_panel=MAKE)(train_app.train)
 for search in (scan_app.scan, prune_app.prune, draft_app.draft):
     app.command(rich_help_panel=SEARCH)(search)
+app.command("eval", rich_help_panel=SEARCH)(eval_app.evaluate)
 for program in (programs_app.duet, programs_app.cobblers, programs_app.think):
     app.command(rich_help_panel=TALK)(program)

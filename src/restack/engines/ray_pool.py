@@ -2,13 +2,14 @@
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
 from restack.errors import RestackError, UsageError
 
-Work = Callable[[Any], Any]
+Work = Callable[[Any], Iterable[Any]]
 
 
 class RayPool:
@@ -23,7 +24,7 @@ class RayPool:
         """Start the actors.
 
         Args:
-            make: makes what does a task, of the worker's number; can be pickled.
+            make: makes what does a task, piece by piece, of the worker's number; can be pickled.
             workers: how many actors.
             gpus: that each actor has to itself.
 
@@ -72,20 +73,28 @@ class RayPool:
             self._ray.shutdown()
 
     def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        """What is made of each task, as it is ready.
+        """What is made of the tasks, piece by piece, as it is ready.
 
         Raises:
             UsageError: an actor died, most likely because there was no memory for its model.
             RestackError: a worker could not be made.
         """
-        from ray.util import ActorPool
-
-        pool = ActorPool(self._actors)
+        waiting, free = deque(tasks), list(self._actors)
+        running: dict[Any, Any] = {}  # what actors make, and who
         try:
-            for result in pool.map_unordered(lambda actor, task: actor.work.remote(task), list(tasks)):
-                if isinstance(result, RestackError):
-                    raise result
-                yield result
+            while waiting or running:
+                while waiting and free:
+                    actor = free.pop()
+                    running[actor.work.remote(waiting.popleft())] = actor
+                (ready, *_), _ = self._ray.wait(list(running), num_returns=1)
+                try:
+                    piece = self._ray.get(next(ready))
+                except StopIteration:
+                    free.append(running.pop(ready))
+                    continue
+                if isinstance(piece, RestackError):
+                    raise piece
+                yield piece
         except self._ray.exceptions.RayActorError as error:
             raise UsageError(
                 f"a Ray worker died: {_line(error)}; try fewer --workers, and the same command goes on"
@@ -102,8 +111,11 @@ class _Actor:
         except RestackError as error:
             self.failed = error
 
-    def work(self, task: Any) -> Any:
-        return self.failed or self.do(task)
+    def work(self, task: Any) -> Iterator[Any]:
+        if self.failed is not None:
+            yield self.failed
+        else:
+            yield from self.do(task)
 
 
 def _line(error: Exception) -> str:

@@ -57,11 +57,7 @@ class Asker:
         self.forced = [probe for probe in probes if isinstance(probe, ForcedProbe)]
         self.free = [probe for probe in probes if isinstance(probe, FreeProbe)]
 
-    def __call__(self, task: Task) -> list[Answers]:
-        """The answers of all plans of a task."""
-        return list(self.ask(task))
-
-    def ask(self, task: Task) -> Iterator[Answers]:
+    def __call__(self, task: Task) -> Iterator[Answers]:
         """The answers of each plan of a task, one by one, in an order of its own.
 
         A plan that cannot be run, or whose scores are not finite, is answered by its error.

@@ -3,16 +3,21 @@
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context
+from queue import Empty
 from types import TracebackType
 from typing import Any
 
 from restack.errors import RestackError, UsageError
 
-Work = Callable[[Any], Any]
+Work = Callable[[Any], Iterable[Any]]
+PATIENCE = 0.2  # seconds between two looks at whether all processes are still there
+
 _work: Work | None = None  # of this process
+_made: Any = None  # where it puts what it makes
 
 
 class LocalPool:
@@ -25,7 +30,7 @@ class LocalPool:
         """Start the processes.
 
         Args:
-            make: makes what does a task, of the worker's number; can be pickled.
+            make: makes what does a task, piece by piece, of the worker's number; can be pickled.
             workers: how many processes.
         """
         self.workers = workers
@@ -33,7 +38,8 @@ class LocalPool:
         numbers = context.Queue()
         for number in range(workers):
             numbers.put(number)
-        self._pool = ProcessPoolExecutor(workers, context, _begin, (make, numbers))
+        self._made = context.Queue()
+        self._pool = ProcessPoolExecutor(workers, context, _begin, (make, numbers, self._made))
 
     def __enter__(self) -> "LocalPool":
         return self
@@ -51,15 +57,22 @@ class LocalPool:
                 process.kill()
 
     def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        """What is made of each task, as it is ready.
+        """What is made of the tasks, piece by piece, as it is ready.
 
         Raises:
             UsageError: a process ended, most likely because there was no memory for its model.
             RestackError: a worker could not be made.
         """
+        left = {self._pool.submit(_do, task) for task in tasks}
+        expected = received = 0
         try:
-            for future in as_completed([self._pool.submit(_do, task) for task in tasks]):
-                yield future.result()
+            while left or received < expected:
+                with suppress(Empty):
+                    yield self._made.get(timeout=PATIENCE)
+                    received += 1
+                for future in [future for future in left if future.done()]:
+                    expected += future.result()
+                    left.remove(future)
         except BrokenProcessPool:
             raise UsageError(
                 "a worker process ended: it could not be started, or there was not memory for one model "
@@ -67,9 +80,10 @@ class LocalPool:
             ) from None
 
 
-def _begin(make: Callable[[int], Work], numbers: Any) -> None:
-    global _work
+def _begin(make: Callable[[int], Work], numbers: Any, made: Any) -> None:
+    global _work, _made
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it, and ends this one
+    _made = made
     number = numbers.get()
     try:
         _work = make(number)
@@ -87,9 +101,14 @@ class _Failed:
         raise self.error
 
 
-def _do(task: Any) -> Any:
+def _do(task: Any) -> int:
+    """Do a task, and return how many pieces it was made of."""
     assert _work is not None
-    return _work(task)
+    count = 0
+    for piece in _work(task):
+        _made.put(piece)
+        count += 1
+    return count
 
 
 def cores() -> int:

@@ -25,23 +25,22 @@ class Workers(Protocol):
 
     workers: int
 
-    def map(self, tasks: Iterable[Task]) -> Iterator[list[Answers]]:
-        """The answers of each task, in any order, as they are ready."""
+    def map(self, tasks: Iterable[Task]) -> Iterator[Answers]:
+        """The answers of all tasks, in any order, as they are ready."""
 
 
 class InProcess:
-    """This process alone; what is done is told candidate by candidate."""
+    """This process alone."""
 
     workers = 1
 
     def __init__(self, asker: Asker) -> None:
         self.asker = asker
 
-    def map(self, tasks: Iterable[Task]) -> Iterator[list[Answers]]:
-        """The answers, one at a time."""
+    def map(self, tasks: Iterable[Task]) -> Iterator[Answers]:
+        """The answers of all tasks, as they are ready."""
         for task in tasks:
-            for answers in self.asker.ask(task):
-                yield [answers]
+            yield from self.asker(task)
 
 
 class Watch:
@@ -150,11 +149,10 @@ def _ask_all(
     """Ask those that are not done yet."""
     left = {c.plan: c for c in candidates if not results.has(c.plan, asked)}
     watch.begin(what, len(candidates), len(candidates) - len(left))
-    for found in workers.map(_tasks(list(left), questions, workers.workers)):
-        for answers in found:
-            candidate = left[answers.plan]
-            results.add(candidate, answers, asked)
-            watch.advance(candidate, answers)
+    for answers in workers.map(_tasks(list(left), questions, workers.workers)):
+        candidate = left[answers.plan]
+        results.add(candidate, answers, asked)
+        watch.advance(candidate, answers)
 
 
 def _tasks(plans: Sequence[Plan], questions: Questions, workers: int) -> list[Task]:

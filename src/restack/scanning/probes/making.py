@@ -92,7 +92,7 @@ def make_probe(name: str, model: Any, tokenizer: Any, making: Making) -> Probe:
         case "task":
             from restack.scanning.probes.task import task_probe  # lm-evaluation-harness, an extra
 
-            return task_probe(
+            probe = task_probe(
                 argument,
                 tokenizer,
                 include_path=making.include_path,
@@ -100,6 +100,8 @@ def make_probe(name: str, model: Any, tokenizer: Any, making: Making) -> Probe:
                 num_fewshot=making.few_shot,
                 context=context,
             )
+            probe.name = name
+            return probe
     return Function(name, tokenizer, load_function(argument))
 
 

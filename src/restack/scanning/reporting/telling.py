@@ -121,8 +121,8 @@ def how_to_read(findings: Findings) -> list[str]:
     """Where the figures come from, and what they mean."""
     count = scored(findings)
     return [
-        f"95% intervals are from {RESAMPLES} bootstrap samples of the questions, of each stack by itself; one "
-        "of no width says that all answers scored alike, not that the score is certain.",
+        f"95% intervals are from {RESAMPLES} bootstrap samples of the questions, of each stack by itself; "
+        "no width says that all answers scored alike, not that the score is certain.",
         "Differences are stack minus base on the same questions (paired): they are known better than scores.",
         f"p of a stack is how often chance alone makes the most extreme of all {count} differ as much, by "
         f"{FLIPS} random flips of the differences' signs, the same for all stacks (max statistic). Beyond "
