@@ -161,6 +161,21 @@ def test_other_architectures(kind):
     assert_same(found, models, rows, atol=1e-4, rtol=1e-4)
 
 
+def test_rotary_embeddings_that_stretch_with_the_text():
+    """Each row is rotated by its own length, not by that of the longest beside it."""
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    model = tiny.llama(rope_parameters=rope, max_position_embeddings=8)
+    rows = [Row(tuple(range(3, 3 + length)), length - 1) for length in (5, 9, 12, 9, 15)]
+    plans = [candidate.plan for candidate in (base(4), *grid(4))]
+    found = dict(read(model, plans, rows))
+    for number, plan in enumerate(plans):
+        for outcome, row in zip(found[number], rows, strict=True):
+            fresh = restack.view(model, plan)  # a model that has read longer texts rotates otherwise
+            logits = fresh(torch.tensor([row.tokens[:-1]])).logits[0]
+            likely = -F.cross_entropy(logits, torch.tensor(row.tokens[1:]), reduction="none")
+            torch.testing.assert_close(outcome.log_probabilities, likely, atol=1e-5, rtol=1e-5)
+
+
 def hybrid():
     torch.manual_seed(0)
     config = transformers.Qwen3NextConfig(

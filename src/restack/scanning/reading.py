@@ -20,6 +20,7 @@ from restack.views.planned import iterated, runs_plans
 from restack.views.recording import recording
 
 BATCH = 4096  # tokens
+BY_LENGTH = ("dynamic", "longrope")  # rotary embeddings that stretch with the text
 LOGITS = 2**26  # numbers that are looked at in float32 at once
 MEMORY = 2**30  # bytes of hidden states, if nothing else is said
 TOGETHER = 64  # plans that are run over some of the texts before the next texts, where memory is short
@@ -81,7 +82,7 @@ def read(
     """
     known = [_known(model, plan) for plan in plans]
     whole, entries = [plan for plan, _ in known], [entries for _, entries in known]
-    batches = _batches(rows, model.device)
+    batches = _batches(rows, model.device, mixed=not _rotates_by_length(model))
     steps = schedule(whole, entries)
     parts = _parts(model, batches, most_kept(steps), MEMORY if memory is None else memory)
     runs = LayerRuns() if runs is None else runs
@@ -190,13 +191,23 @@ def _outcomes(batch: Batch, logits: torch.Tensor) -> list[Outcome]:
     return [Outcome(*pair) for pair in zip(*parts, strict=True)]
 
 
-def _batches(rows: Sequence[Row], device: torch.device) -> list[Batch]:
-    """The rows, shortest first, as many at a time as fit into a batch."""
+def _rotates_by_length(model: Any) -> bool:
+    """Whether the rotary embedding depends on the longest row of a batch."""
+    config = decoder_config(model)
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [settings, *(kind for kind in settings.values() if isinstance(kind, dict))]
+    return any(kind.get("rope_type", kind.get("type")) in BY_LENGTH for kind in kinds)
+
+
+def _batches(rows: Sequence[Row], device: torch.device, *, mixed: bool) -> list[Batch]:
+    """The rows, shortest first, as many at a time as fit into a batch; of one length, if not mixed."""
     order = sorted(range(len(rows)), key=lambda number: (len(rows[number].tokens), number))
     batches: list[Batch] = []
     some: list[int] = []
     for number in order:
-        if some and (len(some) + 1) * len(rows[number].tokens) > BATCH:
+        length = len(rows[number].tokens)
+        differs = some and not mixed and length != len(rows[some[0]].tokens)
+        if differs or (some and (len(some) + 1) * length > BATCH):
             batches.append(_batch(rows, some, device))
             some = []
         some.append(number)
