@@ -89,8 +89,9 @@ def made(
         by_group or {},
     )  # fmt: skip
     same = {probe.name: compared(probe, 0.0, 1.0) for probe in probes}
+    by_probe = {probe.name: verdict for probe in probes} if len(probes) > 1 else {}
     return Findings(
-        model, depth, probes, entry(base(depth), same), tuple(entries), verdict,
+        model, depth, probes, entry(base(depth), same), tuple(entries), verdict, by_probe,
         made_layers(depth) if layers else None, (1000, 2500), 90.0, {"torch": "2.13.0", "seed": "0"},
     )  # fmt: skip
 

@@ -240,6 +240,20 @@ def test_an_objective_of_two_probes_counts_both(model):
     assert best == ["0:2,1:4", "0:3,1:4", "0:4,2:4"]
 
 
+def test_each_probe_has_a_best_of_its_own_that_is_asked_again(model, tmp_path):
+    first, second = "0:2,1:4", "0:4,2:4"
+    probes = [Noise(1, 300, {first: 0.35}, name="one"), Noise(2, 300, {second: 0.35}, name="two")]
+    findings = scan(model, None, grid(4), probes, tmp_path / "scan", layers=False)
+    best = {name: str(v.best.candidate.plan) for name, v in findings.by_probe.items()}
+    assert best == {"one": first, "two": second}
+    assert {v.outcome for v in findings.by_probe.values()} == {"better"}
+    assert str(findings.verdict.best.candidate.plan) == first
+    # two stacks were looked at with the held-out questions: each p is twice that of one look
+    assert findings.by_probe["two"].held_out_p == pytest.approx(2 / 4001)
+    report = (tmp_path / "scan" / "report.md").read_text()
+    assert "## The best by each probe alone" in report
+
+
 @pytest.mark.parametrize(
     ("probes", "options", "message"),
     [

@@ -122,7 +122,8 @@ class Findings:
         probes: in the order they were asked for; the scan's first.
         base: the entry of the base.
         entries: all candidates that are done, the base not among them, in a fixed order.
-        verdict: of the scan.
+        verdict: of the scan, by its objective.
+        by_probe: the verdict if one probe alone were the objective, for each where there are several.
         layers: how the layers change what runs through them; None if that was not measured.
         layer_runs: how many layers were run over batches, and how many each candidate by itself would have.
         seconds: of scoring, of all workers together.
@@ -135,6 +136,7 @@ class Findings:
     base: Entry
     entries: tuple[Entry, ...]
     verdict: Verdict
+    by_probe: Mapping[str, Verdict]
     layers: LayerFacts | None
     layer_runs: tuple[int, int]
     seconds: float

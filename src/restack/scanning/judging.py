@@ -74,6 +74,7 @@ def judge(setting: Setting, results: Results) -> Findings:
         reference,
         tuple(sorted(others, key=lambda entry: _place(entry.candidate))),
         _verdict(setting, results, others),
+        {name: _verdict(each, results, others) for name, each in setting.of_each_probe().items()},
         setting.layers,
         (sum(run for run, _ in runs), sum(alone for _, alone in runs)),
         sum(record["seconds"] for record in records),

@@ -117,10 +117,11 @@ def run(
             _ask_all("candidates", others, SEARCHED, setting.searched, results, workers, watch)
             if beam is not None:
                 _search(beam, setting, results, workers, watch)
-            best, _ = leader(setting, results)
-            if best is not None:
-                pair = [reference, best]
-                _ask_all("held-out questions", pair, HELD_OUT, setting.held_out, results, workers, watch)
+            objectives = [setting, *setting.of_each_probe().values()]
+            best = [candidate for each in objectives if (candidate := leader(each, results)[0])]
+            if best:
+                some = distinct([reference, *best])
+                _ask_all("held-out questions", some, HELD_OUT, setting.held_out, results, workers, watch)
         except KeyboardInterrupt:
             with suppress(Exception):  # what there is may not be enough for a report
                 _report(judge(setting, results), results)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,11 @@ class Setting:
     held_out: Questions
     objective: tuple[str, ...]
     layers: LayerFacts | None
+
+    def of_each_probe(self) -> "dict[str, Setting]":
+        """The same with one probe alone as the objective; none if there is but one."""
+        names = [probe.name for probe in self.probes]
+        return {name: replace(self, objective=(name,)) for name in names} if len(names) > 1 else {}
 
 
 def settle(

@@ -33,6 +33,7 @@ def summary(findings: Findings) -> dict[str, Any]:
         ],
         "base": {name: _interval(compared.score) for name, compared in findings.base.compared.items()},
         "verdict": _verdict(findings.verdict),
+        "by_probe": {name: _verdict(verdict) for name, verdict in findings.by_probe.items()},
         "entries": [_entry(entry) for entry in findings.entries],
         "layer_runs": {"done": findings.layer_runs[0], "without_sharing": findings.layer_runs[1]},
         "seconds": _number(findings.seconds),

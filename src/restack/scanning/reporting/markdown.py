@@ -7,7 +7,9 @@ from restack.scanning.findings import Compared, Entry, Findings
 from restack.scanning.reporting.data import by_group
 from restack.scanning.reporting.order import ranked, worst
 from restack.scanning.reporting.telling import (
+    BY_EACH,
     advice,
+    best_rows,
     command,
     conditions,
     counts,
@@ -48,6 +50,9 @@ def as_markdown(findings: Findings, pictures: Sequence[str]) -> str:
     parts += ["## What was asked", _table(*probe_rows(findings))]
     if findings.entries:
         parts += ["## What came out", _table(*counts(findings))]
+    head, lines = best_rows(findings)
+    if lines:
+        parts += [f"## {BY_EACH}", _table(head, lines)]
     best, rest = ranked(findings), failures(findings)
     if best:
         shown = best[:BEST]

@@ -11,8 +11,10 @@ from restack.scanning.reporting.data import by_group
 from restack.scanning.reporting.heat_chart import heat_chart, heat_key
 from restack.scanning.reporting.order import ranked, variants, with_probe
 from restack.scanning.reporting.telling import (
+    BY_EACH,
     Rows,
     advice,
+    best_rows,
     command,
     conditions,
     counts,
@@ -50,6 +52,7 @@ def as_page(findings: Findings) -> str:
         _head(findings, words),
         _section("What was asked", _table(probe_rows(findings), numeric_from=2)),
         _section("What came out", _table(counts(findings), numeric_from=1)) if findings.entries else "",
+        _section(BY_EACH, _table(best_rows(findings), numeric_from=3)) if findings.by_probe else "",
         *(_heat(findings, word) for word in words.values()),
         _pareto(findings, words),
         _entries(findings, words),

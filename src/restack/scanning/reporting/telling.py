@@ -5,9 +5,19 @@ from collections.abc import Mapping
 
 from restack.scanning.findings import Compared, Findings
 from restack.scanning.reporting.order import file_names, variants, with_probe
-from restack.scanning.reporting.wording import Wording, duration, p_equals, scored, shortened, wordings
+from restack.scanning.reporting.wording import (
+    Wording,
+    duration,
+    p_equals,
+    p_value,
+    scored,
+    shortened,
+    wordings,
+)
 from restack.scanning.statistics import FLIPS, RESAMPLES
 
+BY_EACH = "The best by each probe alone"
+VERDICTS = {"better": "yes", "unconfirmed": "not confirmed", "none": "no", "nothing": ""}
 Rows = tuple[list[str], list[list[str]]]  # the head of a table, and its lines
 
 
@@ -25,6 +35,8 @@ def advice(findings: Findings) -> str:
         gained = f"It did gain on the held-out questions ({p_equals(verdict.held_out_p)})"
         alone = f"--no-blocks --spec {shlex.quote(str(verdict.best.candidate.plan))}"
         return f"{gained}: scan it alone ({alone}, and another --seed) before believing it."
+    if others := [name for name, each in findings.by_probe.items() if each.outcome == "better"]:
+        return f"By {' and by '.join(others)} alone, a stack is better beyond chance; see below."
     if any(entry.error is None and entry.candidate.times > 1 for entry in findings.entries):
         return "Running a block of layers again does not help this model, as far as these questions can tell."
     return ""
@@ -74,6 +86,37 @@ def counts(findings: Findings) -> Rows:
             worse = sum(compared.is_significant and compared.gain < 0 for compared in known)
             row += [str(better), str(worse), str(len(known) - better - worse)]
         rows.append(row)
+    return head, rows
+
+
+def best_rows(findings: Findings) -> Rows:
+    """The best stack by each probe alone, where there are several, and what held-out questions say of it."""
+    head = [
+        "by",
+        "best stack",
+        "plan",
+        "as it was chosen",
+        "p",
+        "on held-out questions",
+        "p",
+        "beyond chance",
+    ]
+    rows = []
+    for name, verdict in findings.by_probe.items():
+        words, best, held_out = wordings(findings)[name], verdict.best, verdict.held_out.get(name)
+        if best is None:
+            continue
+        told = ["", "", ""]
+        if held_out is not None:
+            difference = held_out.difference
+            told = [
+                f"{words.signed(difference.mean)} ({words.signed_reach(difference)})",
+                p_value(verdict.held_out_p),
+                VERDICTS[verdict.outcome],
+            ]
+        chosen = words.signed(best.compared[name].difference.mean)
+        plan = shortened(str(best.candidate.plan), 60)
+        rows.append([name, best.candidate.label, plan, chosen, p_value(verdict.p), *told])
     return head, rows
 
 
