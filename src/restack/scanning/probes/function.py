@@ -6,7 +6,10 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+
+import torch
 
 from restack.errors import UsageError
 from restack.scanning.probe import FreeProbe
@@ -35,7 +38,8 @@ class Function(FreeProbe):
         Raises:
             UsageError: the function does not give as many numbers as before, or what are none.
         """
-        given = self.function(model, self.tokenizer)
+        with torch.no_grad():
+            given = self.function(model, self.tokenizer)
         try:
             scores = [float(score) for score in given]
         except (TypeError, ValueError):
@@ -61,7 +65,7 @@ class Function(FreeProbe):
     def fingerprint(self) -> str:
         try:
             return digest([inspect.getsource(self.function), self._count])
-        except (OSError, TypeError):  # written in another language, or in a prompt
+        except (OSError, TypeError, SyntaxError, TokenError):  # written in another language, or in a prompt
             return digest([repr(getattr(self.function, "__qualname__", self.function)), self._count])
 
     def scores(self, model: Any, questions: Sequence[int]) -> list[float]:
