@@ -97,11 +97,24 @@ def assert_goes_on(folder, whole):
     assert scores(folder) == scores(whole)
 
 
-def test_kill_9_loses_nothing_and_does_nothing_twice(whole, tmp_path):
+def children(process):
+    """The processes that a process has started, and that are still there."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, timeout=20)
+    return [int(number) for number in found.stdout.split()]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_kill_9_loses_nothing_and_does_nothing_twice(whole, tmp_path, workers):
     folder = tmp_path / "scan"
-    process = begun(folder, ONE, 4)
+    process = begun(folder, ["--workers", workers], 4)
+    started = children(process)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
+    assert len(started) >= (0 if workers == "1" else 2)
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{number}").exists() for number in started):
+        assert time.monotonic() < end, "workers outlive the scan"
+        time.sleep(0.05)
     kept = (folder / "results.jsonl").read_bytes()
     assert_goes_on(folder, whole)
     assert (folder / "results.jsonl").read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])

@@ -9,7 +9,7 @@ import transformers
 from torch.nn import functional as F
 
 import restack
-from restack.errors import RestackError
+from restack.errors import RestackError, UsageError
 from restack.plans import Plan
 from restack.scanning.candidates import base, grid
 from restack.scanning.probe import Row
@@ -90,6 +90,9 @@ def test_memory_changes_nothing_but_what_is_kept(memory, monkeypatch):
 def test_layers_are_run_as_often_as_it_says():
     model, rows = tiny.llama(), rows_of()
     plans = [candidate.plan for candidate in (base(4), *grid(4, repeats=(2, 3), skips=True))]
+    list(
+        read(model, plans[:1], rows)
+    )  # what is run to see whether the model can be entered midway is not counted
     ran = Counter()
     run = transformers.models.llama.modeling_llama.LlamaDecoderLayer.forward
 
@@ -215,6 +218,22 @@ def test_one_failure_in_a_visit_that_is_shared_takes_no_other_candidate_with_it(
     for number in set(found) - set(failed):
         for ours, theirs in zip(found[number], expected[number], strict=True):
             torch.testing.assert_close(ours.log_probabilities, theirs.log_probabilities, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["reformer", "xlnet"])
+def test_what_cannot_be_entered_midway_is_seen(kind):
+    """Reformer's layers hand on two streams in one; XLNet reads both ways."""
+    model, rows = survey_models.tiny(kind).eval(), rows_of(survey_models.VOCABULARY)
+    plans = [candidate.plan for candidate in (base(4), *grid(4, widest=2))]
+    if kind == "xlnet":
+        with pytest.raises(UsageError, match="would see the answers"):
+            list(read(model, plans, rows))
+        return
+    runs = LayerRuns()
+    found = dict(read(model, plans, rows, runs=runs))
+    assert runs.run == runs.alone  # nothing is shared
+    models = {number: restack.view(model, plan).eval() for number, plan in enumerate(plans)}
+    assert_same(found, models, rows, atol=1e-4, rtol=1e-4)
 
 
 def test_the_model_is_as_it_was():

@@ -10,8 +10,9 @@ import torch
 
 from restack import recipes
 from restack.errors import UsageError
-from restack.scanning import Beam, Making, grid, make_probe, named, scan
+from restack.scanning import Beam, Making, base, grid, make_probe, named, scan
 from restack.scanning.asking import Answers
+from restack.scanning.judging import leader
 from restack.scanning.probes.function import Function
 from restack.scanning.results import HELD_OUT, RESULTS, SEARCHED, Results
 from restack.scanning.scanner import run
@@ -56,8 +57,40 @@ def test_of_200_scans_of_noise_hardly_one_declares_a_winner(model):
         searched += findings.verdict.p <= 0.05
         confirmed += findings.verdict.outcome == "better"
     assert searched <= 19
-    assert confirmed <= 19
+    assert confirmed <= 3  # 5% of 5%
     assert searched >= 1  # the test of the test: it is not that nothing can ever be found
+
+
+def test_what_held_out_questions_do_not_confirm_is_not_better(model):
+    """A gain in the questions that were searched alone, as a leak or great luck would make it."""
+
+    class Leaking(Noise):
+        def scores(self, model, questions):
+            found = super().scores(model, questions)
+            is_best = str(model.restack_plan) == BEST and len(self.asked) < 12
+            return [1.0] * len(found) if is_best else found
+
+    verdict = scan(model, None, grid(4), [Leaking(count=200)], layers=False).verdict
+    assert str(verdict.best.candidate.plan) == BEST
+    assert verdict.p < 0.001
+    assert verdict.outcome == "unconfirmed"
+
+
+def test_of_the_significant_the_one_that_gains_most_is_best():
+    """Not the one that seems to gain most of all, by the luck of a few questions."""
+    gains = np.zeros((3, 100))
+    gains[0, :8] = 12.0  # most, but all of it from a few questions, as chance makes it too
+    gains[0, 8:15] = -4.0
+    gains[1] = 0.3
+    gains[2] = 0.2
+    settled = settle(tiny.llama(), None, [Noise(count=200)], layers=False)
+    results = Results(4)
+    plans = [base(4), *grid(4)[:3]]
+    for candidate, scores in zip(plans, [np.zeros(100), *gains], strict=True):
+        results.add(candidate, Answers(candidate.plan, {"noise": scores.tolist()}), SEARCHED)
+    chosen, p = leader(settled, results)
+    assert p <= 0.05
+    assert chosen == plans[2]
 
 
 def test_a_planted_effect_is_found(model):
@@ -90,13 +123,13 @@ def test_figures_are_those_of_the_scores(model, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "scan" / RESULTS).read_text().splitlines()]
     by_plan = {line["plan"]: line for line in lines if line["asked"] == SEARCHED}
     assert len(by_plan) == len(lines) - 2 == 11
-    base = np.array(by_plan["0:4"]["scores"]["noise"])
-    assert findings.base.compared["noise"].score.mean == base.mean() == by_plan["0:4"]["mean"]["noise"]
+    reference = np.array(by_plan["0:4"]["scores"]["noise"])
+    assert findings.base.compared["noise"].score.mean == reference.mean() == by_plan["0:4"]["mean"]["noise"]
     for entry in findings.entries:
         scores = np.array(by_plan[str(entry.candidate.plan)]["scores"]["noise"])
         compared = entry.compared["noise"]
         assert compared.score.mean == pytest.approx(scores.mean())
-        assert compared.difference.mean == pytest.approx((scores - base).mean())
+        assert compared.difference.mean == pytest.approx((scores - reference).mean())
         assert compared.difference.low <= compared.difference.mean <= compared.difference.high
         assert compared.score.n == 40
         assert entry.cost == len(entry.candidate.plan) / 4
@@ -109,11 +142,13 @@ def test_losses_gain_where_they_are_lower(model, tmp_path):
     text = make_probe("text", demo, tokenizer, Making(window=32))
     findings = scan(demo, tokenizer, grid(12, widest=1), [text], tmp_path / "scan")
     losses = {entry.candidate.label: entry.compared["text"] for entry in findings.entries}
-    base = findings.base.compared["text"].score.mean
-    assert all(math.copysign(1, base - c.score.mean) == math.copysign(1, c.gain) for c in losses.values())
-    best = min(losses, key=lambda label: losses[label].score.mean)
-    if findings.verdict.outcome == "none":
-        assert findings.verdict.best.candidate.label == best
+    reference = findings.base.compared["text"].score.mean
+    assert all(
+        math.copysign(1, reference - c.score.mean) == math.copysign(1, c.gain) for c in losses.values()
+    )
+    best = findings.verdict.best.candidate.label
+    better = {label: c for label, c in losses.items() if c.is_significant and c.gain > 0}
+    assert best == min(better or losses, key=lambda label: losses[label].score.mean)
     assert findings.layers.similarity.shape == (13, 13)
     assert findings.layer_runs[0] < findings.layer_runs[1]
 
@@ -131,7 +166,8 @@ def test_a_scan_goes_on_where_it_was_and_asks_nothing_twice(model, tmp_path):
         json.loads(line)["plan"] for line in lines
     )
     assert [e.compared for e in again.entries] == [e.compared for e in whole.entries]
-    assert again.verdict == whole.verdict or again.verdict.best.seconds != whole.verdict.best.seconds
+    assert (again.verdict.p, again.verdict.held_out) == (whole.verdict.p, whole.verdict.held_out)
+    assert again.verdict.best.candidate == whole.verdict.best.candidate
 
 
 def test_more_candidates_may_follow(model, tmp_path):
@@ -158,10 +194,10 @@ def test_another_process_in_the_folder_is_refused(model, tmp_path):
     class Meddling(Noise):
         def scores(self, model, questions):
             with pytest.raises(UsageError, match="another process is scanning into"):
-                of_noise(base, folder)
+                of_noise(other, folder)
             return super().scores(model, questions)
 
-    base, folder = model, tmp_path / "scan"
+    other, folder = model, tmp_path / "scan"
     scan(model, None, grid(4)[:1], [Meddling()], folder, layers=False)
 
 
@@ -190,6 +226,45 @@ def test_what_fails_is_recorded_and_the_scan_goes_on(model, tmp_path):
     assert len(findings.entries) == 11
 
 
+def test_what_failed_for_a_moment_is_tried_again(model, tmp_path):
+    """A device that was full is no verdict on a candidate; a plan that cannot be run is."""
+
+    class Failing(Noise):
+        def scores(self, model, questions):
+            if str(model.restack_plan) in broken:
+                raise RuntimeError("out of memory")
+            return super().scores(model, questions)
+
+    candidates = [*grid(4), *named(4, ["0:4;kv=0_3_2_3"])]
+    broken = {"0:4"}
+    with pytest.raises(UsageError, match="the base itself cannot be scored"):
+        scan(model, None, candidates, [Failing()], tmp_path / "scan", layers=False)
+    broken = {BEST}
+    findings = scan(model, None, candidates, [Failing()], tmp_path / "scan", layers=False)
+    assert sum(entry.error is not None for entry in findings.entries) == 2
+    broken = set()
+    probe = Failing()
+    findings = scan(model, None, candidates, [probe], tmp_path / "scan", layers=False)
+    assert [e.candidate.plan for e in findings.entries if e.error] == [named(4, ["0:4;kv=0_3_2_3"])[0].plan]
+    assert [plan for plan, questions in probe.asked].count(BEST) >= 1
+    assert len(findings.entries) == 11
+
+
+def test_scores_that_are_too_few_are_a_failure(model):
+    class Short(Noise):
+        def scores(self, model, questions):
+            return (
+                super().scores(model, questions)[:-1]
+                if str(model.restack_plan) == BEST
+                else np.array(super().scores(model, questions), dtype=np.float32)
+            )
+
+    findings = scan(model, None, grid(4), [Short()], layers=False)
+    assert [e.error for e in findings.entries if e.error] == [
+        "ValueError: noise gives 39 scores for 40 questions"
+    ]
+
+
 def test_scores_that_are_no_numbers_are_a_failure(model):
     class Unbounded(Noise):
         def scores(self, model, questions):
@@ -209,6 +284,11 @@ def test_a_base_that_fails_is_told(model):
 
     with pytest.raises(UsageError, match="the base itself cannot be scored: ValueError: no answer"):
         scan(model, None, grid(4), [Failing()], layers=False)
+
+
+def test_a_beam_without_single_blocks_is_refused(model):
+    with pytest.raises(UsageError, match="blocks that run twice, undamped"):
+        scan(model, None, grid(4, damps=(0.5,)), [Noise()], layers=False, beam=Beam())
 
 
 def test_an_interrupt_keeps_what_is_done(model, tmp_path):
@@ -248,8 +328,7 @@ def test_each_probe_has_a_best_of_its_own_that_is_asked_again(model, tmp_path):
     assert best == {"one": first, "two": second}
     assert {v.outcome for v in findings.by_probe.values()} == {"better"}
     assert str(findings.verdict.best.candidate.plan) == first
-    # two stacks were looked at with the held-out questions: each p is twice that of one look
-    assert findings.by_probe["two"].held_out_p == pytest.approx(2 / 4001)
+    assert findings.by_probe["two"].held_out_p == pytest.approx(1 / 4001)  # one look by this objective
     report = (tmp_path / "scan" / "report.md").read_text()
     assert "## The best by each probe alone" in report
 

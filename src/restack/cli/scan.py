@@ -28,7 +28,9 @@ from restack.scanning import Asker, Candidate, Making, grid, make_probes, named,
 from restack.scanning.asking import Answers
 from restack.scanning.beam import Beam
 from restack.scanning.pool import LocalPool, cores
+from restack.scanning.probes.function import Function
 from restack.scanning.probes.making import check_probe
+from restack.scanning.reading import LOGITS, MEMORY, batch_tokens
 from restack.scanning.results import IDENTITY, Results
 from restack.scanning.scanner import InProcess, Watch, Workers
 from restack.scanning.scanner import run as run_scan
@@ -37,7 +39,8 @@ from restack.scanning.setting import settle
 __all__ = ["Asked", "Beam", "Candidates", "Making", "Work", "run"]
 
 INTERRUPTED = 130  # exit status
-ROOM = 0.5  # of free memory, for the models of all workers
+ROOM = 0.7  # of free memory, for all workers
+IMPORTS = 5 * 10**8  # bytes of a process that has imported everything
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def run(source: Source, candidates: Candidates, asked: Asked, work: Work, out: P
     if not (out / IDENTITY).is_file():
         check_new_folder(out)
     source.check_place()
-    _, model, tokenizer = source.load()
+    base, model, tokenizer = source.load()
     count = _workers(work, model, source.device)
     threads = work.threads or max(1, cores() // count)
     torch.set_num_threads(threads)
@@ -114,7 +117,9 @@ def run(source: Source, candidates: Candidates, asked: Asked, work: Work, out: P
     if count == 1 and not work.ray:
         here = InProcess(Asker(model, probes, work.memory))
     else:
-        del model, probes  # each worker has its own
+        del base, model, probes  # each worker has its own
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         gpus = int(source.device.startswith("cuda"))
         pool = RayPool(make, count, gpus=gpus) if work.ray else LocalPool(make, count)
     try:
@@ -149,7 +154,11 @@ def _asker(
     if source.device == "cuda":  # with Ray, an actor sees one alone
         source = replace(source, device=f"cuda:{number % max(1, torch.cuda.device_count())}")
     _, model, tokenizer = source.load()
-    return Asker(model, make_probes(probes, model, tokenizer, making), memory)
+    made = make_probes(probes, model, tokenizer, making)
+    for probe in made:
+        if isinstance(probe, Function):
+            probe.ask(model)  # or the first candidate would say how many questions there are
+    return Asker(model, made, memory)
 
 
 def _workers(work: Work, model: Any, device: str) -> int:
@@ -160,9 +169,11 @@ def _workers(work: Work, model: Any, device: str) -> int:
         return max(1, torch.cuda.device_count())
     if device != "cpu":
         return 1
-    size = sum(tensor.nbytes for tensor in model.parameters())
+    vocabulary = model.get_input_embeddings().num_embeddings
+    logits = batch_tokens(vocabulary) * vocabulary * model.dtype.itemsize + 3 * 4 * LOGITS
+    size = sum(tensor.nbytes for tensor in model.parameters()) + logits + (work.memory or MEMORY) + IMPORTS
     free = free_memory()
-    return 1 if free is None else max(1, min(cores(), int(ROOM * free // max(size, 1))))
+    return 1 if free is None else max(1, min(cores(), int(ROOM * free // size)))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import typer
 from restack.cli import options as o
 from restack.errors import UsageError
 
+MOST_THREADS = 1024
 CANDIDATES, ASKED, WORK = "Candidates", "Questions", "Work"
 
 
@@ -193,6 +194,10 @@ def scan(
     for name, value in (("--workers", workers), ("--threads", threads), ("--questions", questions)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}; write 1 or more")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed is {seed}; write a number from 0 to {2**32 - 1}")
+    if threads is not None and threads > MOST_THREADS:
+        raise UsageError(f"--threads is {threads}; write at most {MOST_THREADS}")
     if not 0 < held_out < 1:
         raise UsageError(f"--held-out is {held_out:g}; write a share between 0 and 1")
     from restack.cli import loading, scan

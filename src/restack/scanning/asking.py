@@ -23,6 +23,7 @@ class Answers:
         plan: of the candidate.
         scores: of each question that was asked, by probe; empty after an error.
         error: why there are none, in one line; None if there are.
+        is_final: whether it would fail again: the plan cannot be run. Otherwise the next run tries it again.
         seconds: that it took.
         layer_runs: how many layers were run over batches for it, and how many would have been by itself.
     """
@@ -30,6 +31,7 @@ class Answers:
     plan: Plan
     scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
     error: str | None = None
+    is_final: bool = True
     seconds: float = 0.0
     layer_runs: tuple[int, int] = (0, 0)
 
@@ -65,15 +67,15 @@ class Asker:
         runs, before, start = LayerRuns(), (0, 0), time.perf_counter()
         for plan, result in self._read(task, runs):
             scores: Mapping[str, Sequence[float]] = {}
-            error = None
+            error, is_final = None, True
             try:
                 if isinstance(result, Exception):
                     raise result
                 scores = self._scores(plan, task.questions, result)
             except Exception as failure:  # of one candidate of many: it is told, and the others go on
-                error = told(failure)
+                error, is_final = told(failure), isinstance(failure, RestackError)
             took = (runs.run - before[0], runs.alone - before[1])
-            yield Answers(plan, scores, error, time.perf_counter() - start, took)
+            yield Answers(plan, scores, error, is_final, time.perf_counter() - start, took)
             before, start = (runs.run, runs.alone), time.perf_counter()
 
     def _read(self, task: Task, runs: LayerRuns) -> Iterator[tuple[Plan, list[Outcome] | Exception]]:
@@ -104,7 +106,10 @@ class Asker:
                 if asked := questions.get(free.name):
                     scores[free.name] = free.scores(model, asked)
         for name, found in scores.items():
-            if not all(map(math.isfinite, found)):
+            if len(found) != len(questions[name]):
+                raise ValueError(f"{name} gives {len(found)} scores for {len(questions[name])} questions")
+            scores[name] = [float(score) for score in found]
+            if not all(map(math.isfinite, scores[name])):
                 raise ArithmeticError(f"{name} gives scores that are not finite")
         return scores
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from restack.errors import UsageError
 from restack.plans import Plan
 from restack.plans import plan as read_plan
-from restack.scanning.candidates import BEAM, Candidate
+from restack.scanning.candidates import BEAM, BLOCK, Candidate
 
 Blocks = tuple[tuple[int, int], ...]  # ascending and disjoint; each run twice
 
@@ -55,6 +55,11 @@ class Beam:
         """Those of the sets that gain most, no more than the beam is wide."""
         scored = [blocks for blocks in sets if composed(blocks, depth).plan in gains]
         return sorted(scored, key=lambda blocks: (-gains[composed(blocks, depth).plan], blocks))[: self.width]
+
+
+def is_single(candidate: Candidate) -> bool:
+    """Whether a candidate is a block that can be put together with others."""
+    return candidate.kind == BLOCK and candidate.times == 2 and candidate.damp == 1
 
 
 def composed(blocks: Blocks, depth: int) -> Candidate:

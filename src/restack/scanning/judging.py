@@ -18,6 +18,11 @@ from restack.scanning.statistics import balanced, best_of_many, intervals
 LEVEL = 0.05  # of significance
 
 
+def name_of(objective: Sequence[str]) -> str:
+    """An objective as it is written."""
+    return "+".join(objective)
+
+
 def leader(setting: Setting, results: Results) -> tuple[Candidate | None, float]:
     """The best candidate so far, and the p value that so good a best of so many has by chance.
 
@@ -37,16 +42,17 @@ def leader(setting: Setting, results: Results) -> tuple[Candidate | None, float]
 def objective_gains(setting: Setting, results: Results, records: Sequence[Record], asked: str) -> np.ndarray:
     """Gains over the base by the objective, question by question: shape (records, questions)."""
     facts = {probe.name: probe for probe in setting.probes}
-    plan = base(results.depth).plan
-    reference, spreads = results.scores(plan, asked), results.scores(plan, SEARCHED)
-    assert reference is not None and spreads is not None
+    reference = results.scores(base(results.depth).plan, asked)
+    assert reference is not None
     parts = [
         _sign(facts[name]) * (_matrix(records, name) - np.asarray(reference[name]))
         for name in setting.objective
     ]
     if len(parts) == 1:
         return np.asarray(parts[0])
-    return balanced(parts, [float(np.std(spreads[name])) for name in setting.objective])
+    # of all stacks: the base alone may have nearly everything right, and then a question would weigh too much
+    every = [r for (said, _), r in results.records.items() if said == SEARCHED and "scores" in r]
+    return balanced(parts, [float(np.std(_matrix(every, name))) for name in setting.objective])
 
 
 def refuse_failed_base(results: Results) -> None:
@@ -161,8 +167,8 @@ def _verdict(setting: Setting, results: Results, entries: Sequence[Entry]) -> Ve
     }
     record = results.records[HELD_OUT, str(candidate.plan)]
     alone = float(best_of_many(objective_gains(setting, results, [record], HELD_OUT))[0])
-    looks = sum(asked == HELD_OUT for asked, _ in results.records) - 1  # the base left out
-    held_out_p = min(1.0, alone * looks)  # other winners of this folder were looked at too (Bonferroni)
+    looks = sum(name_of(setting.objective) in r.get("chosen_by", ()) for r in results.records.values())
+    held_out_p = min(1.0, alone * max(1, looks))  # earlier winners in this folder, too (Bonferroni)
     outcome = "none" if p > LEVEL else "better" if held_out_p <= LEVEL else "unconfirmed"
     by_group = {
         probe.name: _by_group(probe, ours[probe.name], theirs[probe.name])

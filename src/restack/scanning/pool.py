@@ -5,9 +5,11 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from queue import Empty
+from threading import Thread, current_thread, main_thread
 from types import TracebackType
 from typing import Any
 
@@ -40,6 +42,8 @@ class LocalPool:
             numbers.put(number)
         self._made = context.Queue()
         self._pool = ProcessPoolExecutor(workers, context, _begin, (make, numbers, self._made))
+        with _no_interrupts():  # they inherit it: Ctrl-C in a terminal reaches them before they can say so
+            self._pool.submit(int)  # starts them all
 
     def __enter__(self) -> "LocalPool":
         return self
@@ -67,12 +71,15 @@ class LocalPool:
         expected = received = 0
         try:
             while left or received < expected:
-                with suppress(Empty):
-                    yield self._made.get(timeout=PATIENCE)
+                try:
+                    piece = self._made.get(timeout=PATIENCE)
+                except Empty:  # all that is made so far is handed on; has anybody failed?
+                    for future in [future for future in left if future.done()]:
+                        left.remove(future)
+                        expected += future.result()
+                else:
                     received += 1
-                for future in [future for future in left if future.done()]:
-                    expected += future.result()
-                    left.remove(future)
+                    yield piece
         except BrokenProcessPool:
             raise UsageError(
                 "a worker process ended: it could not be started, or there was not memory for one model "
@@ -83,12 +90,34 @@ class LocalPool:
 def _begin(make: Callable[[int], Work], numbers: Any, made: Any) -> None:
     global _work, _made
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it, and ends this one
+    Thread(target=_end_with_parent, daemon=True).start()
     _made = made
     number = numbers.get()
     try:
         _work = make(number)
     except RestackError as error:
         _work = _Failed(error)
+
+
+def _end_with_parent() -> None:
+    """End this process when the first one is gone, by a kill too; nobody else would."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ctrl-C is ignored meanwhile, and by the processes that are started meanwhile."""
+    if current_thread() is not main_thread():  # where signals cannot be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Failed:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from restack.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -20,6 +22,13 @@ class Row:
 
     tokens: tuple[int, ...]
     targets: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.targets < len(self.tokens):
+            raise UsageError(
+                f"a row of {len(self.tokens)} tokens cannot have {self.targets} targets; 1 or more, but not "
+                "its first token, which has none before it"
+            )
 
 
 @dataclass(frozen=True, slots=True)

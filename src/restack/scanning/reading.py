@@ -1,13 +1,14 @@
 """What many plans of a model make of the same texts, with the visits that they share run once."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
-from restack.errors import RestackError
+from restack.errors import RestackError, UsageError
 from restack.plans import Plan
 from restack.runtime.likelihood import keeping_last
 from restack.scanning.probe import Outcome, Row
@@ -15,14 +16,16 @@ from restack.scanning.schedule import Step, cuts, most_kept, schedule
 from restack.views import view
 from restack.views.anatomy import decoder_config
 from restack.views.cost import running
-from restack.views.midway import entering, refuse_other_streams
-from restack.views.planned import iterated, runs_plans
+from restack.views.midway import entering
+from restack.views.planned import iterated, runs_plans, visit_count
 from restack.views.recording import recording
 
 BATCH = 4096  # tokens
+CHECKED = 16  # of them, to see whether a model can be entered midway
 BY_LENGTH = ("dynamic", "longrope")  # rotary embeddings that stretch with the text
 LOGITS = 2**26  # numbers that are looked at in float32 at once
 MEMORY = 2**30  # bytes of hidden states, if nothing else is said
+_enterable: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # models that were checked
 TOGETHER = 64  # plans that are run over some of the texts before the next texts, where memory is short
 
 
@@ -80,9 +83,13 @@ def read(
         The number of a plan, and its outcomes in the order of the rows; or what went wrong with it. In an
         order of its own: as soon as each plan is done.
     """
-    known = [_known(model, plan) for plan in plans]
+    if rows and model not in _enterable:
+        _enterable[model] = _can_be_entered(model, rows[0])
+    midway = _enterable.get(model, False)
+    known = [_known(model, plan, midway) for plan in plans]
     whole, entries = [plan for plan, _ in known], [entries for _, entries in known]
-    batches = _batches(rows, model.device, mixed=not _rotates_by_length(model))
+    most = batch_tokens(model.get_input_embeddings().num_embeddings)
+    batches = _batches(rows, model.device, most, mixed=not _rotates_by_length(model))
     steps = schedule(whole, entries)
     parts = _parts(model, batches, most_kept(steps), MEMORY if memory is None else memory)
     runs = LayerRuns() if runs is None else runs
@@ -100,11 +107,45 @@ def read(
         yield from ((some[number], result) for number, result in found.items())
 
 
-def _known(model: Any, plan: Plan) -> tuple[Plan, frozenset[int]]:
+@torch.no_grad()
+def _can_be_entered(model: Any, row: Row) -> bool:
+    """Whether a model gives the same from the middle on, over the hidden states that entered there.
+
+    Not if its layers hand on more than hidden states.
+
+    Raises:
+        UsageError: the model reads what comes after a token too, so that it would see the answers.
+    """
+    depth = visit_count(model)
+    tokens = torch.tensor([row.tokens[:CHECKED]], device=model.device)
+    identity = Plan.of(range(depth), depth)
+    with recording(model, [depth // 2]) as seen:
+        whole = model(input_ids=tokens, use_cache=False).logits
+    if tokens.shape[1] > 1:
+        other = tokens.clone()
+        other[0, -1] = tokens[0, 0] if tokens[0, 0] != tokens[0, -1] else (tokens[0, -1] + 1) % 2
+        ahead = model(input_ids=other, use_cache=False).logits
+        if not torch.allclose(whole[:, :-1].float(), ahead[:, :-1].float(), rtol=1e-2, atol=1e-2):
+            raise UsageError(
+                f"a {type(model).__name__} reads what comes after a token too, so it would see the answers; "
+                "use probes that have it write (exact, math)"
+            )
+    if depth // 2 not in seen or depth < 2:
+        return runs_plans(model)  # which iterates there; then nothing is entered there
+    try:
+        rest = view(model, identity.tail(depth // 2)).eval()
+    except RestackError:  # of a hybrid: no attention there; of a view that shares: an owner before
+        return True
+    with entering(rest, seen[depth // 2], tokens) as given:
+        return torch.equal(rest(**given, use_cache=False).logits.nan_to_num(), whole.nan_to_num())
+
+
+def _known(model: Any, plan: Plan, midway: bool) -> tuple[Plan, frozenset[int]]:
     """What a model runs when it runs a plan, and the visits that this can go on from."""
     try:
         whole = running(model, plan)
-        refuse_other_streams(model)
+        if not midway:
+            return whole, frozenset()
         inside = iterated(view(model, plan)) if runs_plans(model) else frozenset()
     except RestackError:  # what is wrong with it is told when it is run
         return plan, frozenset()
@@ -160,7 +201,10 @@ def _run_rest(
     for number, batch in enumerate(batches):
         keep = batch.tokens.shape[1] - int(batch.places[1].min())
         options = {"use_cache": False} | keeping_last(rest, keep)
-        with recording(rest, [visit - start for visit in saves]) as seen:
+        watched: AbstractContextManager[Mapping[int, torch.Tensor]] = nullcontext({})
+        if saves:
+            watched = recording(rest, [visit - start for visit in saves])
+        with watched as seen:
             if hidden is None:
                 logits = rest(input_ids=batch.tokens, **options).logits
             else:
@@ -199,7 +243,12 @@ def _rotates_by_length(model: Any) -> bool:
     return any(kind.get("rope_type", kind.get("type")) in BY_LENGTH for kind in kinds)
 
 
-def _batches(rows: Sequence[Row], device: torch.device, *, mixed: bool) -> list[Batch]:
+def batch_tokens(vocabulary: int) -> int:
+    """How many tokens are read at once, so that their logits stay within reason."""
+    return max(1, min(BATCH, 4 * LOGITS // vocabulary))
+
+
+def _batches(rows: Sequence[Row], device: torch.device, most: int, *, mixed: bool) -> list[Batch]:
     """The rows, shortest first, as many at a time as fit into a batch; of one length, if not mixed."""
     order = sorted(range(len(rows)), key=lambda number: (len(rows[number].tokens), number))
     batches: list[Batch] = []
@@ -207,7 +256,7 @@ def _batches(rows: Sequence[Row], device: torch.device, *, mixed: bool) -> list[
     for number in order:
         length = len(rows[number].tokens)
         differs = some and not mixed and length != len(rows[some[0]].tokens)
-        if differs or (some and (len(some) + 1) * length > BATCH):
+        if differs or (some and (len(some) + 1) * length > most):
             batches.append(_batch(rows, some, device))
             some = []
         some.append(number)

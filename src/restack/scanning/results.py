@@ -61,8 +61,14 @@ class Results:
             self._read(path)
             yield self
 
-    def add(self, candidate: Candidate, answers: Answers, asked: str) -> None:
-        """Keep what a candidate scored.
+    def add(self, candidate: Candidate, answers: Answers, asked: str, chosen_by: Sequence[str] = ()) -> None:
+        """Keep what a candidate scored; the last that is said of it counts.
+
+        Args:
+            candidate: which.
+            answers: what it scored.
+            asked: `SEARCHED` or `HELD_OUT`.
+            chosen_by: the objectives that it was the best by, if it was asked for that.
 
         Raises:
             OSError: it cannot be written. What is there stays, and can be gone on from.
@@ -78,9 +84,10 @@ class Results:
             "visits": len(candidate.plan),
             "seconds": round(answers.seconds, 4),
             "layer_runs": list(answers.layer_runs),
+            **({"chosen_by": list(chosen_by)} if chosen_by else {}),
         }
         if answers.error is not None:
-            record["error"] = answers.error
+            record |= {"error": answers.error, "is_final": answers.is_final}
         else:
             record["mean"] = {name: _mean(scores) for name, scores in answers.scores.items()}
             record["scores"] = {name: [_short(score) for score in s] for name, s in answers.scores.items()}
@@ -91,8 +98,9 @@ class Results:
         self.records[asked, record["plan"]] = record
 
     def has(self, plan: Plan, asked: str) -> bool:
-        """Whether a plan is done."""
-        return (asked, str(plan)) in self.records
+        """Whether a plan is done: it has scores, or cannot have any."""
+        record = self.records.get((asked, str(plan)))
+        return record is not None and ("scores" in record or record["is_final"])
 
     def scores(self, plan: Plan, asked: str) -> Mapping[str, Sequence[float]] | None:
         """The scores of a plan, question by question, by probe; None if there are none."""

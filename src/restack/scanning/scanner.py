@@ -1,16 +1,17 @@
 """The scan: all candidates are asked, the best once more what it was not chosen by, and all is judged."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from restack.errors import UsageError
 from restack.plans import Plan
 from restack.scanning.asking import Answers, Asker, Questions, Task
-from restack.scanning.beam import Beam, composed
+from restack.scanning.beam import Beam, composed, is_single
 from restack.scanning.candidates import Candidate, base, distinct
 from restack.scanning.findings import Findings
-from restack.scanning.judging import judge, leader, objective_gains, refuse_failed_base
+from restack.scanning.judging import judge, leader, name_of, objective_gains, refuse_failed_base
 from restack.scanning.probe import Probe
 from restack.scanning.results import HELD_OUT, SEARCHED, Results
 from restack.scanning.schedule import cuts, schedule
@@ -107,6 +108,11 @@ def run(
         KeyboardInterrupt: somebody stopped it; what was done is kept, and the report is of that.
     """
     watch = watch or Watch()
+    candidates = list(candidates)
+    if beam is not None and not any(is_single(candidate) for candidate in candidates):
+        raise UsageError(
+            "a beam puts together blocks that run twice, undamped, and there are none; try those too"
+        )
     with results.opened(setting.identity):
         try:
             reference = base(setting.depth)
@@ -118,10 +124,16 @@ def run(
             if beam is not None:
                 _search(beam, setting, results, workers, watch)
             objectives = [setting, *setting.of_each_probe().values()]
-            best = [candidate for each in objectives if (candidate := leader(each, results)[0])]
+            best: dict[Candidate, list[str]] = {}
+            for each in objectives:
+                winner, _ = leader(each, results)
+                if winner is not None:
+                    best.setdefault(winner, []).append(name_of(each.objective))
             if best:
-                some = distinct([reference, *best])
-                _ask_all("held-out questions", some, HELD_OUT, setting.held_out, results, workers, watch)
+                some = [reference, *best]
+                _ask_all(
+                    "held-out questions", some, HELD_OUT, setting.held_out, results, workers, watch, best
+                )
         except KeyboardInterrupt:
             with suppress(Exception):  # what there is may not be enough for a report
                 _report(judge(setting, results), results)
@@ -146,13 +158,14 @@ def _ask_all(
     results: Results,
     workers: Workers,
     watch: Watch,
+    chosen_by: Mapping[Candidate, Sequence[str]] | None = None,
 ) -> None:
     """Ask those that are not done yet."""
     left = {c.plan: c for c in candidates if not results.has(c.plan, asked)}
     watch.begin(what, len(candidates), len(candidates) - len(left))
     for answers in workers.map(_tasks(list(left), questions, workers.workers)):
         candidate = left[answers.plan]
-        results.add(candidate, answers, asked)
+        results.add(candidate, answers, asked, (chosen_by or {}).get(candidate, ()))
         watch.advance(candidate, answers)
 
 

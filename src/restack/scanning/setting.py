@@ -78,6 +78,7 @@ def settle(
         UsageError: no probes, two of one name, too few questions, no such objective.
     """
     names = [probe.name for probe in probes]
+    objective = (objective,) if isinstance(objective, str) else objective
     if not names:
         raise UsageError("there is nothing to ask; name a probe")
     if twice := next((probe for probe in names if names.count(probe) > 1), None):

@@ -87,8 +87,7 @@ def best_of_many(
 def balanced(gains: Sequence[np.ndarray], spreads: Sequence[float]) -> np.ndarray:
     """Gains on several probes as gains on one, in which each counts the same: shape (rows, all questions).
 
-    RYS's balanced sum of z-scores: a question of a probe with n questions, whose scores spread by s among the
-    base's answers, counts 1 / (n s).
+    A question of a probe with n questions, whose scores spread by s, counts 1 / (n s).
 
     Args:
         gains: of each probe, shape (rows, its questions).

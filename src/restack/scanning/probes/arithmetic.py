@@ -17,7 +17,7 @@ from restack.scanning.probes.writing import answers
 
 LONGEST = 64  # tokens of an answer
 SYSTEM = "You are a calculator. Answer with the number alone."
-NUMBER = re.compile(r"-?\d[\d,_ ]*")
+NUMBER = re.compile(r"-?(?:\d{1,3}(?:[,_ ]\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 
 
 class Arithmetic(FreeProbe):
@@ -85,8 +85,8 @@ def credit(right: int, given: int | None) -> float:
 
 
 def answer_in(text: str) -> int | None:
-    """The last whole number in a text, its digits grouped or not; None if there is none."""
-    numbers = [re.sub(r"[^\d-]", "", found) for found in NUMBER.findall(text)]
+    """The last number in a text, its digits grouped or not, cut to a whole one; None if there is none."""
+    numbers = [re.sub(r"[^\d-]", "", found.partition(".")[0]) for found in NUMBER.findall(text)]
     return int(numbers[-1][:100]) if numbers else None
 
 

@@ -29,7 +29,10 @@ class Choice(ForcedProbe):
         for where, said in read_questions(path, ("choices", "answer")):
             choices, answer = _choices(said, where)
             prompt = prompt_of(tokenizer, said, where)
-            rows = [check_length(continued(tokenizer, prompt, choice), context, where) for choice in choices]
+            rows = [check_length(continued(tokenizer, prompt, text), context, where) for text in choices]
+            # An option's first letter may melt into the prompt's last token; then all are charged for that.
+            start = min(len(row.tokens) - row.targets for row in rows)
+            rows = [Row(row.tokens, len(row.tokens) - start) for row in rows]
             self._questions.append((rows, answer))
         self.chance = sum(1 / len(rows) for rows, _ in self._questions) / len(self)
 

@@ -28,7 +28,7 @@ class Demo(ForcedProbe):
             name: of the probe.
             tokenizer: of the demo model.
             families: all but "story" if there are none.
-            count: questions of all of them together, as many of each.
+            count: questions of all of them together, as many of each; fewer of a family that has not so many.
             seed: which.
 
         Raises:
@@ -44,7 +44,8 @@ class Demo(ForcedProbe):
                 f"{count} questions are fewer than two of each family; ask {2 * len(families)} or more"
             )
         self.name = name
-        found = [probe for family in families for probe in probes(family, each, seed)]
+        # Small families repeat themselves; a question that came twice could be searched with and held out.
+        found = list(dict.fromkeys(probe for family in families for probe in probes(family, each, seed)))
         self.chance = sum(CHANCE[family] for family in families) / len(families)
         self.groups = [probe.family for probe in found] if len(families) > 1 else None
         self._rows = []

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tokenize import TokenError
@@ -38,8 +39,14 @@ class Function(FreeProbe):
         Raises:
             UsageError: the function does not give as many numbers as before, or what are none.
         """
-        with torch.no_grad():
-            given = self.function(model, self.tokenizer)
+        try:
+            with torch.no_grad():
+                given = self.function(model, self.tokenizer)
+        except Exception as error:  # whatever the user's own code may raise
+            line = " ".join(str(error).split())
+            raise UsageError(
+                f"{self.name} failed: {type(error).__name__}: {line:.200}; correct it"
+            ) from error
         try:
             scores = [float(score) for score in given]
         except (TypeError, ValueError):
@@ -63,10 +70,12 @@ class Function(FreeProbe):
         return self._count
 
     def fingerprint(self) -> str:
+        module = inspect.getmodule(self.function)
         try:
-            return digest([inspect.getsource(self.function), self._count])
+            # of its whole module: what it asks often stands beside it
+            return digest([inspect.getsource(module or self.function), self.name, self._count])
         except (OSError, TypeError, SyntaxError, TokenError):  # written in another language, or in a prompt
-            return digest([repr(getattr(self.function, "__qualname__", self.function)), self._count])
+            return digest([getattr(self.function, "__qualname__", type(self.function).__name__), self._count])
 
     def scores(self, model: Any, questions: Sequence[int]) -> list[float]:
         found = self.ask(model)
@@ -84,9 +93,10 @@ def load_function(name: str) -> Callable[[Any, Any], Sequence[float]]:
         raise UsageError(f"{name!r} names no function; write FILE.py:NAME or package.module:NAME")
     try:
         if where.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+            spec = importlib.util.spec_from_file_location(f"restack_probe_{Path(where).stem}", where)
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # or nobody finds its source
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(where)

@@ -58,9 +58,23 @@ def prompt_of(tokenizer: Any, said: dict[str, Any], where: str) -> tuple[str, bo
     text = text_of(said, asked[0], where)
     if asked == ["prompt"] or not getattr(tokenizer, "chat_template", None):
         return text, True
-    system = [{"role": "system", "content": said["system"]}] if said.get("system") else []
-    messages = [*system, {"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)), False
+    system = text_of(said, "system", where) if said.get("system") else ""
+    asked_for = {"role": "user", "content": text}
+    if not system:
+        return _templated(tokenizer, [asked_for], where), False
+    try:
+        return _templated(tokenizer, [{"role": "system", "content": system}, asked_for], where), False
+    except UsageError:  # a template without such a role
+        return _templated(tokenizer, [{"role": "user", "content": f"{system}\n\n{text}"}], where), False
+
+
+def _templated(tokenizer: Any, messages: list[dict[str, str]], where: str) -> str:
+    """A conversation as the model is given it, without thoughts before the answer."""
+    try:
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        return str(tokenizer.apply_chat_template(messages, **options))
+    except Exception as error:  # of a template's own making
+        raise UsageError(f"{where}: the chat template refuses it: {error}; write a prompt instead") from None
 
 
 def continued(tokenizer: Any, prompt: tuple[str, bool], text: str, ends: bool = False) -> Row:

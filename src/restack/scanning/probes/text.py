@@ -58,7 +58,9 @@ class Text(ForcedProbe):
 
 
 def text_rows(tokenizer: Any, text: str, window: int, context: int | None = None) -> list[Row]:
-    """A text in windows of one length, each without what is before it; the first token is not predicted.
+    """A text in windows of one length, each without what is before it; its first token is not predicted.
+
+    Where the tokenizer begins a text with a token of its own, each window begins with that.
 
     What is left over, less than a token a window, is dropped, so that all windows count the same.
 
@@ -72,12 +74,15 @@ def text_rows(tokenizer: Any, text: str, window: int, context: int | None = None
         UsageError: the text has fewer than four tokens, or the window fewer than two.
     """
     tokens = tokenizer(text, verbose=False)["input_ids"]
+    first = getattr(tokenizer, "bos_token_id", None)
+    begins = tokens[:1] if tokens and tokens[0] == first else []  # then so does each window
+    tokens = tokens[len(begins) :]
     window = min(window, context or window)
     if window < 2:
         raise UsageError(f"a window of {window} tokens predicts nothing; write 2 or more")
     if len(tokens) < 4:
         raise UsageError(f"the text has {len(tokens)} tokens; a probe needs four or more")
-    count = max(2, -(-len(tokens) // window))
+    count = max(2, -(-len(tokens) // (window - len(begins))))
     size = len(tokens) // count
-    windows = [tokens[start : start + size] for start in range(0, count * size, size)]
+    windows = [[*begins, *tokens[start : start + size]] for start in range(0, count * size, size)]
     return [Row(tuple(row), len(row) - 1) for row in windows]

@@ -27,10 +27,14 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[tuple[str, bool]], max
     ]
     order = sorted(range(len(tokens)), key=lambda number: (tokens[number].shape[1], number))
     written = [""] * len(tokens)
-    greedy = Sampling(temperature=0, max_tokens=max_tokens)
+    greedy = Sampling(temperature=0, repetition_penalty=1.0, max_tokens=max_tokens)
+    plain: dict[str, Any] = {
+        "no_repeat_ngram_size": 0,
+        "num_beams": 1,
+    }  # whatever the model's generation config says
     for start in range(0, len(order), BATCH):
         some = order[start : start + BATCH]
-        texts = generate_all(model, tokenizer, [tokens[number] for number in some], greedy)
+        texts = generate_all(model, tokenizer, [tokens[number] for number in some], greedy, **plain)
         for number, text in zip(some, texts, strict=True):
             written[number] = text
     return written
