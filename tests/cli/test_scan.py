@@ -49,6 +49,7 @@ def test_json_says_what_the_report_says(whole, capsys):
     assert len(lines(whole)) == 1 + CANDIDATES + 2  # nothing was asked again
 
 
+@pytest.mark.slow
 def test_two_workers_find_the_same(whole, tmp_path):
     assert main(["scan", "demo", "-o", str(tmp_path / "scan"), *FEW, "--workers", "2"]) == 0
     assert scores(tmp_path / "scan") == scores(whole)
@@ -103,7 +104,7 @@ def children(process):
     return [int(number) for number in found.stdout.split()]
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_kill_9_loses_nothing_and_does_nothing_twice(whole, tmp_path, workers):
     folder = tmp_path / "scan"
     process = begun(folder, ["--workers", workers], 4)
@@ -120,7 +121,7 @@ def test_kill_9_loses_nothing_and_does_nothing_twice(whole, tmp_path, workers):
     assert (folder / "results.jsonl").read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_ctrl_c_keeps_all(whole, tmp_path, workers):
     folder = tmp_path / "scan"
     process = begun(folder, ["--workers", workers], 3)
