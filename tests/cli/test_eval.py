@@ -191,6 +191,7 @@ def test_a_tokenizer_without_a_chat_template(capsys, here):
     assert "has no chat template; leave out --apply-chat-template" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_its_log_for_who_wants_it(here, monkeypatch):
     monkeypatch.setenv("LMEVAL_LOG_LEVEL", "INFO")
     arguments = ["eval", "demo", "--tasks", "capitals.yaml", "--limit", "2"]

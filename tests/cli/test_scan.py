@@ -134,6 +134,7 @@ def test_ctrl_c_keeps_all(whole, tmp_path, workers):
     assert_goes_on(folder, whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_nothing_is_lost(whole, tmp_path):
     """The limit of a file's size stands for a disk that is full: writing fails in the middle of a line."""
     folder = tmp_path / "scan"
@@ -151,6 +152,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(whole, tmp_path):
     assert_goes_on(folder, whole)
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_traceback(tmp_path, whole):
     command = " ".join([*COMMAND, "-o", str(whole), *FEW, *ONE, "--json"]) + " | head -c 10 >/dev/null"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)

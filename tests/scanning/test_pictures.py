@@ -117,6 +117,7 @@ def test_numbers_are_in_the_cells_of_a_small_model_only():
     assert not heat(deep).axes[0].texts
 
 
+@pytest.mark.slow
 def test_a_deep_model_of_3240_blocks():
     figure = heat(made((CHAINS,), depth=80, candidates=grid(80)))
     assert figure.axes[0].images[0].get_array().shape == (80, 81, 4)
