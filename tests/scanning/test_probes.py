@@ -196,6 +196,12 @@ BROKEN = {
     "answer true": ('{"question": "a", "choices": ["b", "c"], "answer": true}', "line 2: answer is True"),
     "two alike": ('{"question": "a", "choices": ["b", "b"], "answer": 0}', "two choices are alike"),
     "another key": ('{"question": "a", "choice": ["b", "c"]}', "line 2: there is no 'choice'"),
+    "half a character": (
+        '{"question": "\\ud800", "choices": ["b", "c"], "answer": 0}',
+        "line 2: question has half",
+    ),
+    "system": ('{"question": "a", "system": 5, "choices": ["b", "c"], "answer": 0}', "line 2: system is 5"),
+    "deep": ("[" * 100000, "line 2: no JSON"),
     "empty": ('{"question": "", "choices": ["b", "c"], "answer": 0}', "line 2: question is ''"),
 }
 

@@ -210,6 +210,26 @@ def test_a_damaged_line_is_told(model, tmp_path):
         of_noise(model, tmp_path / "scan")
 
 
+@pytest.mark.parametrize("change", ["no kind", "no scores", "few scores", "words"])
+def test_a_line_that_somebody_changed_is_told(model, tmp_path, change):
+    of_noise(model, tmp_path / "scan")
+    file = tmp_path / "scan" / RESULTS
+    lines = file.read_text().splitlines()
+    record = json.loads(lines[3])
+    match change:
+        case "no kind":
+            del record["kind"]
+        case "no scores":
+            del record["scores"]
+        case "few scores":
+            record["scores"]["noise"].pop()
+        case "words":
+            record["scores"]["noise"][0] = "right"
+    file.write_text("\n".join([*lines[:3], json.dumps(record), *lines[4:], ""]))
+    with pytest.raises(UsageError, match="line 4 is damaged"):
+        of_noise(model, tmp_path / "scan")
+
+
 def test_what_fails_is_recorded_and_the_scan_goes_on(model, tmp_path):
     class Failing(Noise):
         def scores(self, model, questions):

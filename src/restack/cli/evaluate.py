@@ -43,7 +43,7 @@ class Wanted:
         limit, seed = self.limit, self.seed
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise UsageError(f"--num-fewshot is {self.num_fewshot}; write 0 or more")
-        if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit == int(limit))):
+        if limit is not None and not (0 < limit < 1 or (1 <= limit < 2**31 and limit == int(limit))):
             raise UsageError(f"--limit is {limit:g}; write a number of questions, or a share of them below 1")
         if seed is not None and not 0 <= seed < SEEDS:
             raise UsageError(f"--seed is {seed}; write a number from 0 to {SEEDS - 1}")

@@ -140,12 +140,30 @@ class Results:
         for number, line in enumerate(data[:whole].splitlines(), start=1):
             try:
                 record = json.loads(line)
-                Plan.from_json({"plan": record["plan"], "depths": [self.depth]})
+                candidate_of(record, self.depth)
+                self._check(record)
                 self.records[record["asked"], record["plan"]] = record
-            except (ValueError, KeyError, TypeError, PlanError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, PlanError):
                 raise UsageError(
                     f"{path}, line {number} is damaged; remove the line, and its candidate is done again"
                 ) from None
+
+    def _check(self, record: Record) -> None:
+        """Find out whether a record can be used.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: it cannot.
+        """
+        record["visits"] + record["seconds"] + sum(record["layer_runs"])
+        if "error" in record:
+            bool(record["is_final"])
+            return
+        asked = record["asked"]
+        shape = {name: len([float(score) for score in s]) for name, s in record["scores"].items()}
+        others = (r["scores"] for (said, _), r in self.records.items() if said == asked and "scores" in r)
+        before = next(others, None)
+        if before is not None and shape != {name: len(s) for name, s in before.items()}:
+            raise ValueError
 
 
 def candidate_of(record: Record, depth: int) -> Candidate:

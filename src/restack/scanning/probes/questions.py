@@ -47,6 +47,10 @@ def text_of(said: dict[str, Any], key: str, where: str) -> str:
     value = said.get(key)
     if not isinstance(value, str) or not value:
         raise UsageError(f"{where}: {key} is {value!r:.60}; write a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{where}: {key} has half a character at {error.start}; write it whole") from None
     return value
 
 
@@ -114,7 +118,7 @@ def check_length(row: Row, context: int | None, where: str) -> Row:
 def _question(line: str, where: str, keys: Collection[str]) -> dict[str, Any]:
     try:
         said = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: no JSON ({error}); write an object a line") from None
     if not isinstance(said, dict):
         raise UsageError(f"{where}: {said!r:.60} is no JSON object; write one as in {{...}}")
