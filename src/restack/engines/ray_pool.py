@@ -40,7 +40,14 @@ class RayPool:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a change to come
         if self._is_ours:
             try:
-                ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+                # "local", or Ray would look for a cluster that somebody left here, and wait for a dead one
+                address = os.environ.get("RAY_ADDRESS") or "local"
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **({"include_dashboard": False} if address == "local" else {}),
+                )
             except Exception as error:  # Ray has many
                 raise UsageError(f"Ray cannot be started or reached: {_line(error)}") from None
         needed = {"CPU": workers, "GPU": workers * gpus}
