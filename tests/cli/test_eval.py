@@ -94,6 +94,7 @@ def test_options_reach_lm_eval(capsys, here):
     demo = str(recipes.Reference("demo").location)
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 7)
     own = expected(demo, "capitals", limit=3, num_fewshot=2, apply_chat_template=True, **seeds)
+    (here / "it.json").unlink()  # or it is refused
     assert run("demo", "-t", "capitals.yaml", *arguments, "--dtype", "float32", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["results"]["capitals"]["acc_norm,none"] == own["acc_norm,none"]
@@ -125,6 +126,10 @@ def test_what_does_not_fit_is_told(capsys, here):
             "--out no/such/file.json: there is no folder",
         ),
         (["--tasks", "capitals.yaml", "-o", "."], "--out . is a folder; name a file"),
+        (
+            ["--tasks", "capitals.yaml", "-o", "capitals.yaml"],
+            "--out capitals.yaml is there, and would be lost",
+        ),
         (["--tasks", "capitals.yaml", "--layers", "0:99"], "stop 99 is past the model's 12 layers"),
         (["--tasks", "capitals.yaml", "--device", "abacus"], "device 'abacus' cannot be used"),
         (

@@ -134,6 +134,8 @@ def _check_out(out: Path) -> None:
     folder = out.expanduser().absolute().parent
     if out.expanduser().is_dir():
         raise UsageError(f"--out {out} is a folder; name a file")
+    if os.path.lexists(out.expanduser()):  # a link or a device too, which would be replaced
+        raise UsageError(f"--out {out} is there, and would be lost; name another file")
     if not folder.is_dir():
         raise UsageError(f"--out {out}: there is no folder {folder}; make it, or name another file")
     if not os.access(folder, os.W_OK | os.X_OK):
