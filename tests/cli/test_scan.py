@@ -130,7 +130,7 @@ def test_ctrl_c_keeps_all(whole, tmp_path, workers):
     if process.returncode != 0:  # it may have been done just then
         assert process.returncode == 130
         assert "the same command goes on" in said.splitlines()[-1]
-        assert (folder / "report.md").is_file()
+        assert "The scan was stopped, " in (folder / "report.md").read_text()
     assert_goes_on(folder, whole)
 
 
@@ -179,7 +179,7 @@ def test_specs_alone(tmp_path, capsys):
 WRONG = {
     "no such probe": (["--probe", "maths"], "there is no probe 'maths'"),
     "no file": (["--probe", "choice:none.jsonl"], "none.jsonl cannot be read"),
-    "no objective": (["--objective", "math"], "the objective math is none of the probes"),
+    "no objective": (["--objective", "math"], "the objective 'math' is none of the probes"),
     "no repeats": (["--repeats", "two"], "--repeats is 'two'"),
     "one repeat": (["--repeats", "1"], "not repeated"),
     "damp": (["--damp", "0.5;1"], "--damp is"),
@@ -187,7 +187,17 @@ WRONG = {
     "workers": (["--workers", "0"], "--workers is 0"),
     "spec": (["--spec", "0:99"], "stop 99 is past"),
     "memory": (["--memory", "much"], "is no size"),
-    "beam": (["--beam", "0"], "width is 0"),
+    "beam": (["--beam", "0"], "--beam is 0"),
+    "beam's blocks": (["--beam", "2", "--beam-blocks", "0"], "--beam-blocks is 0"),
+    "too many repeats": (["--repeats", "1000000000"], "write at most 100"),
+    "no damp": (["--damp", "0"], "a damp of 0"),
+    "damp that is no number": (["--no-blocks", "--spec", "4:8", "--damp", "nan"], "--damp is 'nan'"),
+    "window": (["--window", "1"], "--window is 1"),
+    "shots": (["--num-fewshot", "-1"], "--num-fewshot is -1"),
+    "shots without a task": (["--num-fewshot", "1"], "is for tasks"),
+    "too many questions": (["--probe", "math:99999999999"], "write a number from 1 to 100000"),
+    "nothing to try": (["--no-blocks"], "no candidate beside the base"),
+    "the base alone": (["--no-blocks", "--spec", "0:12"], "no candidate beside the base"),
     "few questions": (["--questions", "2"], "some hundred to tell"),
     "family": (["--probe", "demo:chains"], "no 'chains' to be scanned"),
 }
@@ -211,7 +221,7 @@ def test_a_folder_of_something_else_is_refused(whole, tmp_path, capsys):
     assert main(["scan", "demo@0:8,4:12", "-o", str(whole), *FEW, *ONE]) == 2
     assert "scan of another model: plan was '0:12' and is '0:8,4:12' now" in capsys.readouterr().err
     assert main(["scan", "demo", "-o", str(whole), *FEW, *ONE, "--seed", "1"]) == 2
-    assert "scan of another probes" in capsys.readouterr().err
+    assert "scan of other questions: " in capsys.readouterr().err
 
 
 def test_help_groups_the_options(capsys):

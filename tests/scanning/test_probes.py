@@ -182,6 +182,33 @@ def test_a_function_in_a_file(demo, tokenizer, tmp_path):
             make_probe(f"function:{name}", demo, tokenizer, Making())
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("sys.exit(3)", "failed: SystemExit: 3"),
+        ("raise RuntimeError('no\\nluck')", "failed: RuntimeError: no luck"),
+        ("return '12'", "returned '12'; let it return a number for each question"),
+        ("return {'1': 2}", "let it return a number for each question"),
+        ("return [float('nan')]", "not finite"),
+    ],
+)
+def test_a_function_that_does_what_it_should_not(demo, tokenizer, tmp_path, capsys, body, message):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        f"import sys\nprint('made')\ndef ask(model, tokenizer):\n    print('asked')\n    {body}\n"
+    )
+    probe = make_probe(f"function:{file}:ask", demo, tokenizer, Making())
+    with pytest.raises(UsageError, match=message):
+        probe.ask(demo)
+    assert capsys.readouterr() == ("", "made\nasked\n")  # output is for results
+
+
+def test_only_a_newline_ends_a_line(demo, tokenizer, tmp_path):
+    file = tmp_path / "exact.jsonl"
+    file.write_text('{"question": "a\u2028b", "answer": "c"}\n{"question": "d", "answer": "e"}\r\n')
+    assert len(make_probe(f"exact:{file}", demo, tokenizer, Making())) == 2
+
+
 BROKEN = {
     "not json": ('{"question": ', "line 2: no JSON"),
     "no object": ("[1, 2]", "line 2: .* is no JSON object"),
@@ -240,6 +267,7 @@ def test_files_that_cannot_be_used_are_told(demo, tokenizer, tmp_path):
         ("maths", "there is no probe 'maths'; write one of text"),
         ("choice", "choice needs more; write choice:FILE.jsonl"),
         ("math:many", "no number of questions"),
+        ("math:0", "too many questions or none"),
     ],
 )
 def test_names_that_are_none_are_told(name, message):

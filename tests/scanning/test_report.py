@@ -50,7 +50,8 @@ class Page(HTMLParser):
 
 def table(markdown, title):
     """The cells of the table under a title."""
-    lines = markdown.split(f"## {title}\n\n")[1].split("\n\n")[0].splitlines()
+    section = markdown.split(f"## {title}\n\n")[1]
+    lines = section[section.index("|") :].split("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     assert len({len(row) for row in rows}) == 1
     return [rows[0], *rows[2:]]
@@ -109,6 +110,15 @@ def test_the_headline_names_the_objective_where_more_was_asked():
 def test_the_headline_of_one_stack():
     line = headline(made((CHAINS,), candidates=specs()[:1], outcome="none", p=0.42))
     assert line.startswith("0:8,4:12 is not better than the base beyond chance (p = 0.42): chains")
+
+
+def test_a_scan_that_was_stopped_says_so_first():
+    whole = made((CHAINS,))
+    told = headline(replace(whole, stopped="12 of 389 done of the candidates"))
+    assert told == (
+        "The scan was stopped, 12 of 389 done of the candidates, so this is not its result. So far: "
+        + headline(whole)
+    )
 
 
 def test_the_headline_of_failures():

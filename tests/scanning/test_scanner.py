@@ -183,7 +183,7 @@ def test_another_model_or_other_probes_are_refused(model, tmp_path):
     before = (folder / RESULTS).read_bytes()
     with pytest.raises(UsageError, match=r"scan of another model: weights was .* another folder"):
         of_noise(tiny.llama(seed=1), folder)
-    with pytest.raises(UsageError, match=r"scan of another probes: noise was '80 questions.*90 questions"):
+    with pytest.raises(UsageError, match=r"scan of other questions: noise was '80 questions.*90 questions"):
         of_noise(model, folder, count=90)
     with pytest.raises(UsageError, match="scan of another split"):
         scan(model, None, grid(4), [Noise()], folder, layers=False, seed=1)
@@ -323,6 +323,22 @@ def test_an_interrupt_keeps_what_is_done(model, tmp_path):
     assert len((tmp_path / "scan" / RESULTS).read_text().splitlines()) == 5
     assert (tmp_path / "scan" / "report.md").is_file()
     of_noise(model, tmp_path / "scan")
+
+
+def test_a_question_that_comes_twice_is_asked_once(model):
+    """Or it could be searched with and held out, and its answer would count twice."""
+
+    class Repeating(Noise):
+        def question_key(self, question):
+            return question % 30
+
+    settled = settle(model, None, [Repeating(count=90)], layers=False)
+    asked = [*settled.searched["noise"], *settled.held_out["noise"]]
+    assert sorted(asked) == list(range(30))
+    with pytest.raises(UsageError, match="noise has 1 different question, 1 to search with and 0 held out"):
+        probe = Repeating(count=60)
+        probe.question_key = lambda question: 0
+        settle(model, None, [probe], layers=False)
 
 
 def test_an_objective_of_two_probes_counts_both(model):

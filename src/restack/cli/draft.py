@@ -12,7 +12,7 @@ from rich.text import Text
 
 from restack.cli.convert import Sample
 from restack.cli.loading import Source
-from restack.cli.prune import asked_by, is_demo, progress, save
+from restack.cli.prune import asked_by, progress, save
 from restack.demo.probes import FAMILIES, probes
 from restack.errors import UsageError
 from restack.plans import Plan
@@ -54,7 +54,7 @@ def run(
     layers_to_drop(settings["most"], len(source.plan), "--most")
     sample = Sample.of(text)
     _, model, tokenizer = source.load()
-    if text is None and is_demo(source):
+    if text is None and source.is_demo:
         prompts, name = _questions(tokenizer, asked[0]), "questions of the demo model's world"
     else:
         prompts, name = _beginnings(tokenizer, sample, *asked), sample.name

@@ -25,7 +25,7 @@ def draft(
             metavar="HOW", help="Of a step: measured, on this machine; or visits, by the weights it reads."
         ),
     ] = "measured",
-    longest: Annotated[int, typer.Option(min=1, help="Tokens drafted at once, at most.")] = 8,
+    longest: Annotated[int, typer.Option(min=1, max=64, help="Tokens drafted at once, at most.")] = 8,
     out: Folder = None,
     layers: o.Layers = None,
     ratio: o.Ratio = None,
@@ -35,6 +35,7 @@ def draft(
         int,
         typer.Option(
             min=4,
+            max=10_000,
             help="That the model writes: half of them to choose on, the others to report on.",
             rich_help_panel="Text",
         ),

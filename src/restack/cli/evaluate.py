@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from restack import __version__
 from restack.errors import UsageError
@@ -56,6 +56,7 @@ def run(source: "Source", wanted: Wanted, asked: "Asked", *, as_json: bool) -> N
     source.check_place()
     plan = source.plan  # a wrong one is told before data are fetched
     tasks = asked.load()
+    from restack.recipes.whole_file import write_whole
     from restack.scanning.harness import evaluating
     from restack.scanning.harness.model import RestackLM
 
@@ -83,7 +84,7 @@ def run(source: "Source", wanted: Wanted, asked: "Asked", *, as_json: bool) -> N
         "software": {"restack": __version__} | {name: version(name) for name in VERSIONS},
     }
     if wanted.out is not None:
-        _write(wanted.out, facts)
+        write_whole(wanted.out.expanduser(), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     if as_json:
         json.dump(facts, sys.stdout, indent=2, ensure_ascii=False)
         print()
@@ -140,10 +141,3 @@ def _check_out(out: Path) -> None:
         raise UsageError(f"--out {out}: there is no folder {folder}; make it, or name another file")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"--out {out}: {folder} cannot be written into; name another file")
-
-
-def _write(out: Path, facts: dict[str, Any]) -> None:
-    out = out.expanduser()
-    part = out.with_name(f".{out.name}.part")
-    part.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(out)

@@ -96,6 +96,14 @@ class Source:
                 "config.json"
             )
 
+    @property
+    def is_demo(self) -> bool:
+        """Whether the model is the demo model, or a recipe of it: it knows nothing but its own world."""
+        if self.reference.is_merge:
+            return False
+        found = recipes.find_reference(self.reference, self.revision, self.trust_remote_code)
+        return found.model.model == "demo"
+
     def load(self) -> tuple[Any, Any, Any]:
         """The base model, the view of it that is asked for (or the base itself), and the tokenizer."""
         plan = self.plan

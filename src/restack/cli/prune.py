@@ -95,14 +95,6 @@ def save(source: Source, plan: Plan, out: Path) -> None:
     )
 
 
-def is_demo(source: Source) -> bool:
-    """Whether the model is the demo model, or a recipe of it: it knows nothing but its own world."""
-    if source.reference.is_merge:
-        return False
-    found = recipes.find_reference(source.reference, source.revision, source.trust_remote_code)
-    return found.model.model == "demo"
-
-
 def asked_by(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     """A question as the chat template writes it, up to where the answer begins."""
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
@@ -144,7 +136,7 @@ def _texts(source: Source, model: Any, tokenizer: Any, given: Given, samples: Se
     def held_out(rows: list[Row]) -> list[Row]:
         return _cut(rows if given.held_out is None else windows(other.text[:longest]), given.tokens)
 
-    if given.text is None and is_demo(source):
+    if given.text is None and source.is_demo:
         chosen_on, kept = _questions(tokenizer, given.tokens)
         told = "questions with answers of the demo model's world"
         names = (told, f"other {told}" if given.held_out is None else other.name)

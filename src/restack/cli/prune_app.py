@@ -67,7 +67,10 @@ def prune(
         ),
     ] = None,
     tokens: Annotated[
-        int, typer.Option(min=4, help="To choose on, and as many to report on.", rich_help_panel="Text")
+        int,
+        typer.Option(
+            min=4, max=10**8, help="To choose on, and as many to report on.", rich_help_panel="Text"
+        ),
     ] = 8192,
     window: Annotated[
         int, typer.Option(min=2, help="Tokens of a text that are read at once.", rich_help_panel="Text")

@@ -22,19 +22,20 @@ from rich.progress import (
 
 from restack.cli.loading import Source
 from restack.engines.ray_pool import RayPool
-from restack.recipes import check_new_folder
+from restack.errors import UsageError
 from restack.recipes.memory import free_memory
 from restack.scanning import Asker, Candidate, Making, grid, make_probes, named, read_specs
 from restack.scanning.asking import Answers
 from restack.scanning.beam import Beam
+from restack.scanning.findings import Findings
 from restack.scanning.pool import LocalPool, cores
 from restack.scanning.probes.function import Function
 from restack.scanning.probes.making import check_probe
 from restack.scanning.reading import LOGITS, MEMORY, batch_tokens
-from restack.scanning.results import IDENTITY, Results
+from restack.scanning.results import Results, check_folder
 from restack.scanning.scanner import InProcess, Watch, Workers
 from restack.scanning.scanner import run as run_scan
-from restack.scanning.setting import settle
+from restack.scanning.setting import check_objective, settle
 
 __all__ = ["Asked", "Beam", "Candidates", "Making", "Work", "run"]
 
@@ -91,12 +92,19 @@ def run(source: Source, candidates: Candidates, asked: Asked, work: Work, out: P
     """
     for name in asked.probes:
         check_probe(name)
-    if not (out / IDENTITY).is_file():
-        check_new_folder(out)
+    check_folder(out)
+    check_objective(asked.probes, asked.objective)
+    for option, value in (
+        ("--include-path", asked.making.include_path),
+        ("--num-fewshot", asked.making.few_shot),
+    ):
+        if value is not None and not any(name.startswith("task:") for name in asked.probes):
+            raise UsageError(f"{option} is for tasks, and no probe is one; see --probe")
     source.check_place()
+    tried = candidates.of(len(source.plan))  # a wrong one is told before weights are read
     base, model, tokenizer = source.load()
     count = _workers(work, model, source.device)
-    threads = work.threads or max(1, cores() // count)
+    threads = work.threads or max(1, torch.get_num_threads() // count)  # OMP_NUM_THREADS is heard
     torch.set_num_threads(threads)
     probes = make_probes(asked.probes, model, tokenizer, asked.making)
     name = source.reference.model if source.plan.is_identity else f"{source.reference.model}@{source.plan}"
@@ -109,7 +117,6 @@ def run(source: Source, candidates: Candidates, asked: Asked, work: Work, out: P
         held_out=asked.held_out,
         seed=asked.seed,
     )
-    tried = candidates.of(setting.depth)
     results = Results(setting.depth, out)
     make = partial(_asker, replace(source), asked.probes, asked.making, work.memory, threads)
     pool: Any = None
@@ -133,12 +140,20 @@ def run(source: Source, candidates: Candidates, asked: Asked, work: Work, out: P
         done = len(results.records)
         print(f"restack: stopped; {done} scored are kept, and the same command goes on", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    from restack.scanning.reporting import headline, summary
-
     if as_json:
+        from restack.scanning.reporting import summary
+
         json.dump(summary(findings), sys.stdout, indent=1, ensure_ascii=False)
         print()
-        return
+    else:
+        _tell(findings, out)
+    if findings.verdict.outcome == "nothing":  # all failed
+        raise typer.Exit(1)
+
+
+def _tell(findings: Findings, out: Path) -> None:
+    from restack.scanning.reporting import headline
+
     print(headline(findings))
     failed = sum(entry.error is not None for entry in findings.entries)
     if failed:

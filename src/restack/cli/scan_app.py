@@ -1,5 +1,6 @@
 """The command `restack scan`: its options; what it does is in `restack.cli.scan`."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -29,8 +30,11 @@ def numbers(text: str, option: str, kind: type = int) -> list[float]:
         UsageError: it is none.
     """
     try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
+        found = [kind(part) for part in text.split(",")]
+        if not all(map(math.isfinite, found)):
+            raise ValueError
+        return found
+    except (ValueError, OverflowError):
         example = "2,3" if kind is int else "0.5,1"
         raise UsageError(f"{option} is {text!r}; write numbers and commas, as in {example}") from None
 
@@ -191,9 +195,17 @@ def scan(
     The same command goes on with a scan that was stopped. The best stack is asked again, with questions that
     it was not chosen by; that figure is the one to quote.
     """
-    for name, value in (("--workers", workers), ("--threads", threads), ("--questions", questions)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}; write 1 or more")
+    for name, value, least in (
+        ("--workers", workers, 1),
+        ("--threads", threads, 1),
+        ("--questions", questions, 1),
+        ("--window", window, 2),
+        ("--num-fewshot", num_fewshot, 0),
+        ("--beam", beam, 1),
+        ("--beam-blocks", beam_blocks, 1),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"{name} is {value}; write {least} or more")
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed is {seed}; write a number from 0 to {2**32 - 1}")
     if threads is not None and threads > MOST_THREADS:
@@ -222,7 +234,7 @@ def scan(
         beam=None if beam is None else scan.Beam(beam, beam_blocks),
     )
     asked = scan.Asked(
-        probes=probe or (["demo"] if source.reference.model == "demo" else ["text"]),
+        probes=probe or (["demo"] if source.is_demo else ["text"]),
         objective=objective.split("+") if objective else [],
         held_out=held_out,
         seed=seed,

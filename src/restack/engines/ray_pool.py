@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import Any
 from restack.errors import RestackError, UsageError
 
 Work = Callable[[Any], Iterable[Any]]
+PATIENCE = 10  # seconds until a cluster that does not answer is not there
 
 
 class RayPool:
@@ -42,6 +44,7 @@ class RayPool:
             try:
                 # "local", or Ray would look for a cluster that somebody left here, and wait for a dead one
                 address = os.environ.get("RAY_ADDRESS") or "local"
+                _check_reached(address)
                 ray.init(
                     address=address,
                     log_to_driver=False,
@@ -102,9 +105,10 @@ class RayPool:
                 if isinstance(piece, RestackError):
                     raise piece
                 yield piece
-        except self._ray.exceptions.RayActorError as error:
+        except self._ray.exceptions.RayActorError:
             raise UsageError(
-                f"a Ray worker died: {_line(error)}; try fewer --workers, and the same command goes on"
+                "a Ray worker died, most likely because there was not memory for one model each; try fewer "
+                "--workers, and the same command goes on"
             ) from None
 
 
@@ -123,6 +127,17 @@ class _Actor:
             yield self.failed
         else:
             yield from self.do(task)
+
+
+def _check_reached(address: str) -> None:
+    """Find out whether somebody answers at HOST:PORT; Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
 
 
 def _line(error: Exception) -> str:

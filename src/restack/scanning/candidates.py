@@ -1,5 +1,6 @@
 """Which stacks are tried: blocks that run again, blocks that are left out, and whatever else is named."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from restack.errors import PlanError, UsageError
 from restack.plans import Plan
 from restack.plans import plan as read_plan
 
+MOST_RUNS = 100  # of a block
 BASE, BLOCK, SKIP, SPEC, BEAM = "base", "block", "skip", "spec", "beam"
 
 
@@ -91,10 +93,17 @@ def grid(
         widest: layers of the widest block; all widths if None.
 
     Raises:
-        UsageError: a number of runs below 2, or no width.
+        UsageError: a number of runs below 2 or above 100, a damp that is none, or no width.
     """
     if any(times < 2 for times in repeats):
         raise UsageError(f"a block that runs {min(repeats)} times is not repeated; write 2 or more")
+    if any(times > MOST_RUNS for times in repeats):
+        raise UsageError(f"a block that runs {max(repeats)} times is too deep; write at most {MOST_RUNS}")
+    if not all(math.isfinite(damp) and damp for damp in damps):
+        raise UsageError(
+            "a damp of 0 leaves the base as it is, and one that is not finite ruins it; "
+            "write others, as in 0.5"
+        )
     if widest is not None and widest < 1:
         raise UsageError(f"the widest block has {widest} layers; write 1 or more")
     found = [

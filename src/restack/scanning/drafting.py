@@ -103,8 +103,11 @@ class Drafting:
 
     @property
     def pays(self) -> bool:
-        """Whether the best is faster than the model alone, expected and replayed, where it was not chosen."""
-        return min(self.best.speed_up.mean, self.best.replayed.mean) > 1
+        """Whether the best is faster than the model alone where it was not chosen, and not by chance.
+
+        Both the expected and the replayed speed-up are above 1, with all of their intervals.
+        """
+        return min(self.best.speed_up.low, self.best.replayed.low) > 1
 
 
 def draft(

@@ -128,6 +128,7 @@ class Findings:
         layer_runs: how many layers were run over batches, and how many each candidate by itself would have.
         seconds: of scoring, of all workers together.
         conditions: the machine, versions and settings, for the foot of the report.
+        stopped: where it was stopped before its end; empty if it was not.
     """
 
     model: str
@@ -141,3 +142,4 @@ class Findings:
     layer_runs: tuple[int, int]
     seconds: float
     conditions: Mapping[str, str]
+    stopped: str = ""

@@ -66,8 +66,8 @@ def refuse_failed_base(results: Results) -> None:
         raise UsageError(f"the base itself cannot be scored: {failed}; try other probes")
 
 
-def judge(setting: Setting, results: Results) -> Findings:
-    """The findings of a scan: of all that is done, if not all is."""
+def judge(setting: Setting, results: Results, stopped: str = "") -> Findings:
+    """The findings of a scan; of one that was stopped, and where, those of what is done."""
     entries = _entries(setting, results)
     reference = next(entry for entry in entries if entry.candidate.kind == BASE)
     others = [entry for entry in entries if entry is not reference]
@@ -85,6 +85,7 @@ def judge(setting: Setting, results: Results) -> Findings:
         (sum(run for run, _ in runs), sum(alone for _, alone in runs)),
         sum(record["seconds"] for record in records),
         conditions(setting),
+        stopped,
     )
 
 

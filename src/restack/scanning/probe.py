@@ -1,7 +1,7 @@
 """What a probe is: questions, and how well a model answers each of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,11 @@ class Probe(ABC):
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that tell these questions from others."""
 
+    def question_key(self, question: int) -> Hashable:
+        """What two questions share that are the same: a scan asks one of them, so that none is held out
+        that was searched with."""
+        return question
+
 
 class ForcedProbe(Probe):
     """A probe that is answered by reading: each question is some rows, run in one pass (teacher forcing).
@@ -79,6 +84,9 @@ class ForcedProbe(Probe):
     @abstractmethod
     def rows(self, question: int) -> list[Row]:
         """What is to be read for a question: always the same."""
+
+    def question_key(self, question: int) -> Hashable:
+        return tuple(self.rows(question))
 
     @abstractmethod
     def score(self, question: int, outcomes: Sequence[Outcome]) -> float:

@@ -21,6 +21,7 @@ from restack.scanning.candidates import Candidate
 FORMAT = 1
 IDENTITY, RESULTS = "scan.json", "results.jsonl"
 SEARCHED, HELD_OUT = "searched", "held-out"  # which of the questions were asked
+OTHER = {"model": "another model", "probes": "other questions", "split": "another split"}
 Record = dict[str, Any]  # a line
 
 
@@ -54,10 +55,12 @@ class Results:
             yield self
             return
         self.folder = self.folder.expanduser()
-        self._claim(json.loads(json.dumps(identity)))
+        check_folder(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / RESULTS
         with path.open("ab") as self._file:
             _lock(self._file, self.folder)
+            self._claim(json.loads(json.dumps(identity)))
             self._read(path)
             yield self
 
@@ -109,9 +112,7 @@ class Results:
     def _claim(self, identity: Record) -> None:
         assert self.folder is not None
         file = self.folder / IDENTITY
-        if not file.is_file():
-            check_new_folder(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
+        if not file.is_file() and not (self.folder / RESULTS).stat().st_size:
             write_whole(file, json.dumps({"format": FORMAT, **identity}, indent=1, ensure_ascii=False) + "\n")
             return
         try:
@@ -128,7 +129,8 @@ class Results:
             then, now = before.get(name), identity.get(name)
             if then != now:
                 raise UsageError(
-                    f"{self.folder} holds a scan of another {name}: {_difference(then, now)}; name another "
+                    f"{self.folder} holds a scan of {OTHER.get(name, 'another ' + name)}: "
+                    f"{_difference(then, now)}; name another "
                     "folder, or give the same command to go on"
                 )
 
@@ -164,6 +166,16 @@ class Results:
         before = next(others, None)
         if before is not None and shape != {name: len(s) for name, s in before.items()}:
             raise ValueError
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is neither new nor that of a scan.
+
+    Raises:
+        UsageError: so it is.
+    """
+    if not any((folder.expanduser() / name).is_file() for name in (IDENTITY, RESULTS)):
+        check_new_folder(folder)
 
 
 def candidate_of(record: Record, depth: int) -> Candidate:

@@ -21,6 +21,10 @@ TASKS = 6  # for each worker, so that none waits long for the last
 FEWEST = 4  # plans of a task: what they begin with is run once for each task
 
 
+class Stopped(KeyboardInterrupt):
+    """Somebody stopped the scan; the text says what of the part that ran then was done."""
+
+
 class Workers(Protocol):
     """Who does the work: this process, others on this machine, or a cluster."""
 
@@ -104,22 +108,23 @@ def run(
     """The same of what is settled, by whoever does the work; the arguments are those of `scan`.
 
     Raises:
-        UsageError: as `scan` does.
-        KeyboardInterrupt: somebody stopped it; what was done is kept, and the report is of that.
+        UsageError: as `scan` does; or there is no candidate beside the base.
+        Stopped: somebody stopped it; what was done is kept, and the report is of that.
     """
     watch = watch or Watch()
-    candidates = list(candidates)
-    if beam is not None and not any(is_single(candidate) for candidate in candidates):
+    reference = base(setting.depth)
+    others = distinct([reference, *candidates])[1:]
+    if beam is not None and not any(is_single(candidate) for candidate in others):
         raise UsageError(
             "a beam puts together blocks that run twice, undamped, and there are none; try those too"
         )
+    if not others:
+        raise UsageError("there is no candidate beside the base itself; name blocks or plans to try")
     with results.opened(setting.identity):
         try:
-            reference = base(setting.depth)
             # Alone, and first: all others are compared with it, and a probe that fails does so at once.
-            _ask_all("the base", [reference], SEARCHED, setting.searched, results, workers, watch)
+            _ask_all("base", [reference], SEARCHED, setting.searched, results, workers, watch)
             refuse_failed_base(results)
-            others = distinct([reference, *candidates])[1:]
             _ask_all("candidates", others, SEARCHED, setting.searched, results, workers, watch)
             if beam is not None:
                 _search(beam, setting, results, workers, watch)
@@ -134,9 +139,9 @@ def run(
                 _ask_all(
                     "held-out questions", some, HELD_OUT, setting.held_out, results, workers, watch, best
                 )
-        except KeyboardInterrupt:
+        except Stopped as stop:
             with suppress(Exception):  # what there is may not be enough for a report
-                _report(judge(setting, results), results)
+                _report(judge(setting, results, stopped=str(stop)), results)
             raise
         findings = judge(setting, results)
         _report(findings, results)
@@ -162,11 +167,16 @@ def _ask_all(
 ) -> None:
     """Ask those that are not done yet."""
     left = {c.plan: c for c in candidates if not results.has(c.plan, asked)}
-    watch.begin(what, len(candidates), len(candidates) - len(left))
-    for answers in workers.map(_tasks(list(left), questions, workers.workers)):
-        candidate = left[answers.plan]
-        results.add(candidate, answers, asked, (chosen_by or {}).get(candidate, ()))
-        watch.advance(candidate, answers)
+    done = len(candidates) - len(left)
+    watch.begin(what, len(candidates), done)
+    try:
+        for answers in workers.map(_tasks(list(left), questions, workers.workers)):
+            candidate = left[answers.plan]
+            results.add(candidate, answers, asked, (chosen_by or {}).get(candidate, ()))
+            done += 1
+            watch.advance(candidate, answers)
+    except KeyboardInterrupt:
+        raise Stopped(f"{done} of {len(candidates)} done of the {what}") from None
 
 
 def _tasks(plans: Sequence[Plan], questions: Questions, workers: int) -> list[Task]:

@@ -1,6 +1,6 @@
 """What a scan asks, fixed before the first candidate is seen: the questions, and which are held out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from restack.errors import RestackError, UsageError
+from restack.plans.pointing import counted
 from restack.recipes.description import described
 from restack.runtime import sample_text
 from restack.scanning.asking import Questions
@@ -79,13 +80,7 @@ def settle(
     """
     names = [probe.name for probe in probes]
     objective = (objective,) if isinstance(objective, str) else objective
-    if not names:
-        raise UsageError("there is nothing to ask; name a probe")
-    if twice := next((probe for probe in names if names.count(probe) > 1), None):
-        raise UsageError(f"the probe {twice} is given twice; give it once")
-    for wanted in objective:
-        if wanted not in names:
-            raise UsageError(f"the objective {wanted} is none of the probes; choose from {', '.join(names)}")
+    check_objective(names, objective)
     if not 0 < held_out < 1:
         raise UsageError(f"a share of {held_out:g} cannot be held out; write a number between 0 and 1")
     for probe in probes:
@@ -108,6 +103,26 @@ def settle(
     )
 
 
+def check_objective(names: Sequence[str], objective: Sequence[str]) -> None:
+    """Refuse probes and an objective that do not go together.
+
+    Args:
+        names: of the probes.
+        objective: those that candidates are chosen by.
+
+    Raises:
+        UsageError: no probes, two of one name, no such objective.
+    """
+    if not names:
+        raise UsageError("there is nothing to ask; name a probe")
+    if twice := next((probe for probe in names if names.count(probe) > 1), None):
+        raise UsageError(f"the probe {twice} is given twice; give it once")
+    for wanted in objective:
+        if wanted not in names:
+            some = ", ".join(names)
+            raise UsageError(f"the objective {wanted!r} is none of the probes; choose from {some}")
+
+
 def _layer_facts(model: Any, tokenizer: Any, probes: Sequence[Probe]) -> LayerFacts | None:
     """How layers change what runs through them, on a probe that is read, or else on plain prose."""
     read = next((probe for probe in probes if isinstance(probe, ForcedProbe)), None)
@@ -121,19 +136,22 @@ def _layer_facts(model: Any, tokenizer: Any, probes: Sequence[Probe]) -> LayerFa
 
 
 def _split(probe: Probe, held_out: float, seed: int) -> tuple[list[int], list[int]]:
-    """The numbers of a probe's questions: to search with, and held out."""
+    """The numbers of a probe's questions, each once: to search with, and held out."""
     rng = np.random.default_rng(seed)
-    groups: dict[str, list[int]] = {}
+    firsts: dict[Hashable, int] = {}
     for number in range(len(probe)):
+        firsts.setdefault(probe.question_key(number), number)
+    groups: dict[str, list[int]] = {}
+    for number in firsts.values():
         groups.setdefault(probe.groups[number] if probe.groups else "", []).append(number)
     kept: list[int] = []
     for members in groups.values():
         kept += rng.permutation(members)[: round(len(members) * held_out)].tolist()
-    searched = sorted(set(range(len(probe))).difference(kept))
+    searched = sorted(set(firsts.values()).difference(kept))
     if min(len(searched), len(kept)) < FEWEST:
         raise UsageError(
-            f"{probe.name} has {len(probe)} questions, {len(searched)} to search with and {len(kept)} held "
-            f"out; both need {FEWEST} or more, and some hundred to tell stacks apart"
+            f"{probe.name} has {counted(len(firsts), 'different question')}, {len(searched)} to search with "
+            f"and {len(kept)} held out; both need {FEWEST} or more, and some hundred to tell stacks apart"
         )
     return searched, sorted(kept)
 

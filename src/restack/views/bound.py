@@ -1,6 +1,7 @@
 """Functions put on a module that are bound to it from inside: copies would call the original."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import partial
 from types import CellType, FunctionType, MethodType
@@ -28,8 +29,13 @@ def copied(module: Module, memo: dict[Any, Any]) -> Module:
         module: what is copied.
         memo: of `copy.deepcopy`: what is in it is shared; what was copied is entered.
     """
+    parts = list(module.modules())
+    for part in parts:  # a dozen empty registers of hooks each, which deepcopy takes apart and puts together
+        for value in vars(part).values():
+            if type(value) in (dict, OrderedDict) and not value:
+                memo[id(value)] = type(value)()
     result = copy.deepcopy(module, memo)
-    for part in module.modules():
+    for part in parts:
         forward, own = vars(part).get("forward"), memo.get(id(part), part)
         if own is not part and _is_parallel(forward):
             vars(own)["forward"] = _rebound(forward, memo)

@@ -1,7 +1,7 @@
 """Questions with one right answer: the model writes, greedily, and what it wrote is compared."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,9 @@ class Exact(FreeProbe):
 
     def fingerprint(self) -> str:
         return digest([self._prompts, self._accepted, self.max_tokens])
+
+    def question_key(self, question: int) -> Hashable:
+        return self._prompts[question]
 
     def scores(self, model: Any, questions: Sequence[int]) -> list[float]:
         prompts = [self._prompts[question] for question in questions]

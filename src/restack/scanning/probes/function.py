@@ -5,9 +5,11 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from tokenize import TokenError
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -40,14 +42,16 @@ class Function(FreeProbe):
             UsageError: the function does not give as many numbers as before, or what are none.
         """
         try:
-            with torch.no_grad():
+            with torch.no_grad(), redirect_stdout(sys.stderr):  # what it prints would spoil --json
                 given = self.function(model, self.tokenizer)
-        except Exception as error:  # whatever the user's own code may raise
+        except (Exception, SystemExit) as error:  # whatever the user's own code may raise
             line = " ".join(str(error).split())
             raise UsageError(
                 f"{self.name} failed: {type(error).__name__}: {line:.200}; correct it"
             ) from error
         try:
+            if isinstance(given, str | bytes | Mapping):  # float() would take their characters or keys
+                raise TypeError
             scores = [float(score) for score in given]
         except (TypeError, ValueError):
             raise UsageError(
@@ -92,18 +96,23 @@ def load_function(name: str) -> Callable[[Any, Any], Sequence[float]]:
     if not colon or not where or not attribute:
         raise UsageError(f"{name!r} names no function; write FILE.py:NAME or package.module:NAME")
     try:
-        if where.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(f"restack_probe_{Path(where).stem}", where)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # or nobody finds its source
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
-    except Exception as error:  # whatever the user's own code may raise
+        with redirect_stdout(sys.stderr):
+            module = _imported(where)
+    except (Exception, SystemExit) as error:  # whatever the user's own code may raise
         raise UsageError(f"{where} cannot be imported: {type(error).__name__}: {error}; correct it") from None
     function = getattr(module, attribute, None)
     if not callable(function):
         raise UsageError(f"{where} has no function {attribute!r}; name one that takes (model, tokenizer)")
     found: Callable[[Any, Any], Sequence[float]] = function
     return found
+
+
+def _imported(where: str) -> ModuleType:
+    if not where.endswith(".py"):
+        return importlib.import_module(where)
+    spec = importlib.util.spec_from_file_location(f"restack_probe_{Path(where).stem}", where)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # or nobody finds its source
+    spec.loader.exec_module(module)
+    return module

@@ -25,6 +25,7 @@ KINDS = {  # what stands behind the colon of each
     "function": "function:FILE.py:NAME",
 }
 MATH, DEMO = 256, 1200  # questions, if nothing else is said
+MOST = 100_000  # questions that are made
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,10 @@ class Making:
     include_path: Path | None = None
     few_shot: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.questions is not None and not 1 <= self.questions <= MOST:
+            raise UsageError(f"{self.questions} questions cannot be made; write a number from 1 to {MOST}")
+
 
 def check_probe(name: str) -> tuple[str, str]:
     """The kind of a probe and what stands behind the colon, by its name alone.
@@ -59,6 +64,8 @@ def check_probe(name: str) -> tuple[str, str]:
         raise UsageError(f"the probe {kind} needs more; write {KINDS[kind]}")
     if kind == "math" and argument and not (argument.isascii() and argument.isdigit()):
         raise UsageError(f"{argument!r} is no number of questions; write math:240")
+    if kind == "math" and argument and (len(argument) > len(str(MOST)) or not 1 <= int(argument) <= MOST):
+        raise UsageError(f"{name:.40} asks for too many questions or none; write a number from 1 to {MOST}")
     return kind, argument
 
 
@@ -79,7 +86,10 @@ def make_probe(name: str, model: Any, tokenizer: Any, making: Making) -> Probe:
     match kind:
         case "text":
             text = _text(Path(argument).expanduser()) if argument else sample_text()
-            return Text(name, tokenizer, text, window=making.window, context=context)
+            try:
+                return Text(name, tokenizer, text, window=making.window, context=context)
+            except UsageError as error:
+                raise UsageError(f"{name}: {error}") from None
         case "choice":
             return Choice(name, tokenizer, Path(argument).expanduser(), context=context)
         case "exact":

@@ -25,7 +25,7 @@ def read_questions(path: Path, keys: Collection[str]) -> Iterator[tuple[str, dic
         UsageError: the file cannot be read, holds no question, or a line is none; the message names it.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines breaks JSON at U+2028
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}; name a JSONL file") from None
     except UnicodeDecodeError as error:

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,6 +136,9 @@ class FreeTask(FreeProbe):
 
     def fingerprint(self) -> str:
         return self._fingerprint
+
+    def question_key(self, question: int) -> Hashable:
+        return tuple(str(request.args) for request in self._questions.instances[question])
 
     def scores(self, model: Any, questions: Sequence[int]) -> list[float]:
         from restack.scanning.harness.model import RestackLM

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from restack.errors import UsageError
+from restack.plans.pointing import counted
 from restack.scanning.probe import ForcedProbe, Outcome, Row
 from restack.scanning.probes.digest import digest
 
@@ -79,9 +80,9 @@ def text_rows(tokenizer: Any, text: str, window: int, context: int | None = None
     tokens = tokens[len(begins) :]
     window = min(window, context or window)
     if window < 2:
-        raise UsageError(f"a window of {window} tokens predicts nothing; write 2 or more")
+        raise UsageError(f"a window of {counted(window, 'token')} predicts nothing; write 2 or more")
     if len(tokens) < 4:
-        raise UsageError(f"the text has {len(tokens)} tokens; a probe needs four or more")
+        raise UsageError(f"the text has {counted(len(tokens), 'token')}; four or more are needed")
     count = max(2, -(-len(tokens) // (window - len(begins))))
     size = len(tokens) // count
     windows = [[*begins, *tokens[start : start + size]] for start in range(0, count * size, size)]

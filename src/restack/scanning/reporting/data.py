@@ -20,6 +20,7 @@ def summary(findings: Findings) -> dict[str, Any]:
         "model": findings.model,
         "depth": findings.depth,
         "headline": headline(findings),
+        "stopped": findings.stopped or None,
         "probes": [
             {
                 "name": facts.name,

@@ -30,6 +30,7 @@ from restack.scanning.reporting.wording import (
 
 BEST, WORST = 15, 5  # rows
 NAMED = 5  # plans that ended in the same error
+ORDER = "By p on the objective, the gains first; of equal p, by the gain beside its standard error."
 MARKS = re.compile(r"[\\`*\[\]|$~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 HTML = re.compile(r"<(?=[A-Za-z/!?])|&(?=[A-Za-z0-9#]+;)")
 
@@ -57,7 +58,7 @@ def as_markdown(findings: Findings, pictures: Sequence[str]) -> str:
     if best:
         shown = best[:BEST]
         title = f"The best {len(shown)} of {len(best)}" if len(best) > len(shown) else "All that were scored"
-        parts += [f"## {title}", _entries(shown, words)]
+        parts += [f"## {title}", ORDER, _entries(shown, words)]
         known = {id(entry) for entry in shown}
         lost = [entry for entry in worst(findings, WORST) if id(entry) not in known]
         if lost:

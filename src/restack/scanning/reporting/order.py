@@ -76,14 +76,20 @@ def with_probe(entries: Iterable[Entry], probe: str) -> list[tuple[Entry, Compar
 
 
 def best_beyond_chance(findings: Findings, probe: str) -> Entry | None:
-    """The block that gains most on a probe, among those that are better beyond chance; None if none is."""
+    """The block that gains most on a probe, among those that are better beyond chance; None if none is.
+
+    Of several that gain as much, the one that the probe's verdict names, or else the cheapest.
+    """
+    chosen = findings.by_probe.get(probe, findings.verdict).best
     blocks = [entry for entry in findings.entries if entry.candidate.block is not None]
     better = [
         (entry, compared)
         for entry, compared in with_probe(blocks, probe)
         if compared.is_significant and compared.gain > 0
     ]
-    return max(better, key=lambda pair: pair[1].gain)[0] if better else None
+    if not better:
+        return None
+    return max(better, key=lambda pair: (pair[1].gain, pair[0] is chosen, -pair[0].cost))[0]
 
 
 def limit(findings: Findings, probe: str) -> float:

@@ -171,7 +171,12 @@ def how_to_read(findings: Findings) -> list[str]:
         f"{FLIPS} random flips of the differences' signs, the same for all stacks (max statistic). Beyond "
         "chance is 0.05 or less.",
         "The best was scored again on held-out questions, which took no part in the choice: the headline. On "
-        "the questions it was chosen by, the best of many looks better than it is.",
+        "the questions it was chosen by, the best of many looks better than it is. They are not the same, so "
+        "the base scores otherwise on them too.",
+        "The best is the stack that gains most among those better beyond chance, if there are any; of stacks "
+        "that gain as much, the cheapest. Its p is one-sided (better), those in the tables are two-sided "
+        "(different)."
+        + (" Each probe alone is judged without correction for the others." if findings.by_probe else ""),
         "Grey is what these questions cannot tell from the base: no proof that it changes nothing.",
     ]
 

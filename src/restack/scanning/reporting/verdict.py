@@ -7,7 +7,14 @@ from restack.scanning.reporting.wording import Wording, named, p_equals, scored,
 
 
 def headline(findings: Findings) -> str:
-    """How a scan came out, in one or two sentences: by held-out questions, if it found anything."""
+    """How a scan came out, in some sentences: by held-out questions, if it found anything."""
+    if findings.stopped:
+        so_far = _outcome(findings)
+        return f"The scan was stopped, {findings.stopped}, so this is not its result. So far: {so_far}"
+    return _outcome(findings)
+
+
+def _outcome(findings: Findings) -> str:
     verdict, count = findings.verdict, scored(findings)
     best = verdict.best
     if verdict.outcome == "nothing" or best is None:
