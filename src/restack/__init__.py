@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from restack.errors import ModelError, PlanError, RestackError, UsageError, ViewError
     from restack.plans import Plan, Visit, plan
     from restack.recipes import open, save
+    from restack.runtime.packed import quantize
     from restack.views import materialise, sling, slung, unsling, verify, view
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ _HOME = {
     "materialise": "restack.views",
     "open": "restack.recipes",
     "plan": "restack.plans",
+    "quantize": "restack.runtime.packed",
     "save": "restack.recipes",
     "sling": "restack.views",
     "slung": "restack.views",
@@ -49,5 +51,10 @@ def _teach_lm_eval() -> None:
         registry.register("restack", target="restack.scanning.harness.model:RestackLM")
 
 
+def _teach_quantizers() -> None:
+    import_module("restack.runtime.packed.quantizer")  # which registers itself
+
+
 import_module("restack.recipes").teach_transformers()
+import_module("restack.recipes.import_hook").when_imported("transformers.modeling_utils", _teach_quantizers)
 import_module("restack.recipes.import_hook").when_imported("lm_eval.models", _teach_lm_eval)

@@ -6,6 +6,7 @@ import torch
 import transformers
 
 import restack
+from restack.runtime.packed import PackedConfig
 from tests.views.architectures import LLAMA
 from tests.views.pairs import ORDER, PROMPT, greedy, logits, pair
 
@@ -41,7 +42,23 @@ def quanto_int8():
     return transformers.QuantoConfig(weights="int8")
 
 
-METHODS = [torchao_int8, torchao_int8_dynamic, bitsandbytes_int8, bitsandbytes_nf4, quanto_int8]
+def ours_int8():
+    return PackedConfig("int8")
+
+
+def ours_int4():
+    return PackedConfig("int4")
+
+
+METHODS = [
+    ours_int8,
+    ours_int4,
+    torchao_int8,
+    torchao_int8_dynamic,
+    bitsandbytes_int8,
+    bitsandbytes_nf4,
+    quanto_int8,
+]
 
 
 def loaded(model, folder, quantisation):

@@ -87,6 +87,7 @@ def evaluate(
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the JSON into this file.")
     ] = None,
     dtype: o.Dtype = "auto",
+    quantize: o.Quantize = None,
     device: o.Device = "cpu",
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
@@ -114,6 +115,7 @@ def evaluate(
         ratio=ratio,
         kv=kv,
         dtype=dtype,
+        quantize=quantize,
         device=device,
         revision=revision,
         trust_remote_code=trust_remote_code,

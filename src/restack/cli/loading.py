@@ -1,8 +1,9 @@
 """From what was typed to a plan, a loaded model and its view."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import huggingface_hub
@@ -32,6 +33,15 @@ def set_seed(seed: int | None) -> None:
         raise UsageError(f"seed {seed} is out of range; write a number from 0 to {2**64 - 1}") from None
 
 
+def quantizing(format: str | None) -> Callable[[Any], Any]:
+    """What is done to a model that has been loaded: its weights are packed, if a format is given."""
+    if format is None:
+        return lambda model: model
+    from restack.runtime.packed import quantize
+
+    return partial(quantize, format=format)
+
+
 @dataclass(kw_only=True)
 class Source:
     """MODEL[@SPEC] and the options that say which view of it is meant, and how to load it."""
@@ -44,6 +54,7 @@ class Source:
     device: str = "cpu"
     revision: str | None = None
     trust_remote_code: bool = False
+    quantize: str | None = None
 
     def check_place(self) -> None:
         """Refuse a dtype or a device that cannot be, before work that needs it only at its end.
@@ -113,7 +124,14 @@ class Source:
 
     def load_base(self) -> Any:
         """The base model, as one of which a view can run the plan."""
-        return recipes.open(self.reference, dtype=self.dtype, device=self.device, plan=self.plan, **self.hub)
+        return recipes.open(
+            self.reference,
+            dtype=self.dtype,
+            device=self.device,
+            plan=self.plan,
+            prepare=quantizing(self.quantize),
+            **self.hub,
+        )
 
     def load_empty(self) -> Any:
         """The base model without weights."""

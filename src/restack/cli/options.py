@@ -12,6 +12,7 @@ from restack.cli.text_input import check_argument
 from restack.errors import UsageError
 
 OVERFLOWS = ("stop", "drop", "shift")
+FORMATS = ("int8", "int4")
 SIZES = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "KB": 10**3, "B": 1}
 TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
@@ -60,6 +61,12 @@ def _checked_weights(weights: str) -> str:
     if weights not in recipes.WEIGHTS:
         raise UsageError(f"--weights is {weights!r}; write one of {', '.join(recipes.WEIGHTS)}")
     return weights
+
+
+def _checked_format(format: str | None) -> str | None:
+    if format not in (None, *FORMATS):
+        raise UsageError(f"--quantize is {format!r}; write one of {', '.join(FORMATS)}")
+    return format
 
 
 def _checked_overflow(what: str) -> str:
@@ -121,6 +128,15 @@ Dtype = Annotated[
         metavar="DTYPE",
         callback=lambda name: TORCH_NAMES.get(name, name),
         help="auto (as stored), float32, bfloat16 or float16; fp32, bf16 and fp16 too.",
+        rich_help_panel="Model",
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT",
+        callback=_checked_format,
+        help="Pack the weights with 8 or 4 bits when they have been loaded: int8 or int4.",
         rich_help_panel="Model",
     ),
 ]

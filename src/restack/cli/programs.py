@@ -46,6 +46,7 @@ class Setting:
         thought_tags: tuple[str, str] | None = None,
         transcript: Path | None = None,
         hide_thoughts: bool = False,
+        quantize: str | None = None,
         **place: Any,
     ) -> None:
         """A setting; `place` are the arguments of `Shelf`."""
@@ -56,7 +57,10 @@ class Setting:
         self.audience: Audience = terminal
         if transcript is not None:
             self.audience = Listeners([terminal, Transcript(transcript, title)])
-        self.shelf = Shelf(**place, on_note=lambda text: print(f"restack: {text}", file=sys.stderr))
+        prepare = loading.quantizing(quantize)
+        self.shelf = Shelf(
+            **place, prepare=prepare, on_note=lambda text: print(f"restack: {text}", file=sys.stderr)
+        )
         loading.set_seed(seed)
 
     def agents(self, experts: Sequence[Expert]) -> list[Agent]:

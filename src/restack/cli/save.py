@@ -5,12 +5,15 @@ from pathlib import Path
 from restack import recipes
 from restack.cli.loading import Source
 from restack.cli.units import in_bytes
+from restack.errors import UsageError
 from restack.plans.pointing import counted
 
 
 def run(source: Source, folder: Path, weights: str) -> None:
     """Save the view that is asked for, and say what was made. A recipe loads no weights."""
     plan = source.plan
+    if source.quantize is not None and weights != "full":
+        raise UsageError("--quantize is for a checkpoint; add --weights full")
     if weights == "none":
         recipes.save_recipe(
             source.reference,

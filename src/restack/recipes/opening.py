@@ -1,7 +1,7 @@
 """Loading what a reference names, with everything that can be wrong with it told in one line."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ def open(
     trust_remote_code: bool = False,
     base: str | None = None,
     plan: Plan | None = None,
+    prepare: Callable[[Any], Any] = lambda model: model,
 ) -> Any:
     """Load the model that a reference names; a view of it if the reference has a spec or names a recipe.
 
@@ -48,6 +49,8 @@ def open(
         trust_remote_code: run code that comes with the model.
         base: where a recipe's base is, if not where the recipe says.
         plan: one that views of the model are going to run; it must be one that can.
+        prepare: is given each model that is loaded, on its device, before views are made of it; such as
+            `restack.quantize`.
 
     Raises:
         ModelError: there is no such model, it is no decoder-only language model that transformers knows, its
@@ -65,9 +68,11 @@ def open(
         merge = _merge(reference, revision or base)
         own = merge.dtype_for(dtype)
         open_empty(reference, dtype=own, trust_remote_code=trust_remote_code)  # or refused, in seconds
-        return merge.view(lambda m: open(m, dtype=own, device=device, trust_remote_code=trust_remote_code))
+        return merge.view(
+            lambda m: open(m, dtype=own, device=device, trust_remote_code=trust_remote_code, prepare=prepare)
+        )
     found = _found(reference, revision, trust_remote_code, base).ready(plan)
-    return _viewed(found, _base_model(found, dtype, device, trust_remote_code))
+    return _viewed(found, prepare(_base_model(found, dtype, device, trust_remote_code)))
 
 
 def open_config(

@@ -166,6 +166,9 @@ def _scale(module: nn.Module, factors: Factors, where: str) -> None:
         alteration = ScaledConv1D
     elif isinstance(module, nn.Linear) and not module.weight.is_floating_point():
         alteration, at_output = ScaledOutput, ("weight", "bias") if module.bias is not None else ("weight",)
+        factors = {
+            name: factors[name] for name in at_output if name in factors
+        }  # not what unpacks the weight
     elif hasattr(original, "_apply_gate"):  # fused experts of transformers
         at_output = tuple(name for name in ("down_proj", "down_proj_bias") if name in module._parameters)
         alteration = ScaledOutput if "down_proj" in factors else Scaled

@@ -36,7 +36,7 @@ def test_a_fourth_program(tmp_path, monkeypatch, capsys):
     for block in BLOCKS:
         exec(compile(block, str(PAGE), "exec"), names)
     assert capsys.readouterr().out.strip() == next(block for block in SHOWN if block.startswith("Master >"))
-    assert (tmp_path / "quiz.md").read_text().startswith("# Quiz\n\n## Turn 1\n\n**Master**\n\nWhat is 45")
+    assert (tmp_path / "quiz.md").read_text().startswith("# Quiz\n\n## Turn 1\n\n**Master**\n\nWhat is 8")
 
 
 def test_it_takes_thirty_lines():

@@ -1,0 +1,106 @@
+"""Which layers of a model are packed, and the packed ones in their place."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from restack.runtime.packed.formats import group_of
+from restack.runtime.packed.linear import PackedLinear
+
+BITS = {"int8": 8, "int4": 4}
+READS = re.compile(r"self\.(\w+)\.weight\b(?!\.(?:device|shape|size))")
+
+
+def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers that are packed, and where they are.
+
+    Not those whose weight is used otherwise than by calling them: by a subclass, or by the module that they
+    are in (Mamba multiplies with `dt_proj.weight` itself).
+    """
+    for path, module in model.named_modules():
+        parent, _, name = path.rpartition(".")
+        if type(module) in (nn.Linear, Conv1D) and name not in _read_weights(
+            type(model.get_submodule(parent))
+        ):
+            yield path, module
+
+
+@cache
+def _read_weights(module_class: type) -> set[str]:
+    """The children whose weights a module's own code reads."""
+    original = getattr(module_class, "original", module_class)
+    try:
+        return set(READS.findall(inspect.getsource(original)))
+    except (OSError, TypeError):
+        return set()
+
+
+def pack_layers(model: nn.Module, bits: int) -> None:
+    """Put packed layers in the place of linear ones, a layer at a time."""
+    for path, module in list(linear_layers(model)):
+        weight = _weight(module)
+        _replace(model, path, PackedLinear.of(weight, _bias(module), bits))
+    _untie(model)
+
+
+def put_empty_layers(model: nn.Module, bits: int) -> None:
+    """Put packed layers without weights in the place of linear ones, for a checkpoint to fill."""
+    for path, module in list(linear_layers(model)):
+        weight, bias = _weight(module), _bias(module)
+        fitting = 8 if bits == 4 and group_of(weight.shape[1]) is None else bits
+        outputs, inputs = weight.shape
+        _replace(model, path, PackedLinear(outputs, inputs, fitting, bias is not None, weight.dtype))
+    _untie(model)
+
+
+def prepare_layers(model: nn.Module) -> None:
+    """Ready all packed layers, once their weights are there."""
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.prepare()
+
+
+def undivided(model: nn.Module) -> list[str]:
+    """Where layers are whose rows no group of 4-bit weights divides."""
+    return [path for path, module in linear_layers(model) if group_of(_weight(module).shape[1]) is None]
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    """(outputs, inputs); GPT-2's `Conv1D` keeps it transposed."""
+    weight: Any = module.weight
+    return (weight.T if isinstance(module, Conv1D) else weight).detach()  # type: ignore[no-any-return]
+
+
+def _bias(module: nn.Module) -> torch.Tensor | None:
+    bias: Any = module.bias
+    return bias  # type: ignore[no-any-return]
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in the place of another, wherever the model has that."""
+    old = model.get_submodule(path)
+    module.train(old.training)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, module)
+
+
+def _untie(model: Any) -> None:
+    """A head that was tied to the embedding is packed beside it: nothing is to tie it again."""
+    for config in {id(c): c for c in (model.config, model.config.get_text_config(decoder=True))}.values():
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+    tied = getattr(model, "all_tied_weights_keys", None)
+    if tied:
+        vars(model)["all_tied_weights_keys"] = {
+            target: source
+            for target, source in tied.items()
+            if not isinstance(model.get_submodule(target.rpartition(".")[0]), PackedLinear)
+        }

@@ -1,0 +1,153 @@
+"""Packed weights stand for weights near the original, and all kernels multiply with those."""
+
+import numpy as np
+import pytest
+import torch
+
+from restack.runtime.packed import native, torch_kernels
+from restack.runtime.packed.formats import Packed, group_of, pack_int4, pack_int8
+from restack.runtime.packed.linear import PackedLinear
+
+SHAPES = [(64, 64), (37, 96), (128, 256), (5, 2816), (70, 1056)]
+
+
+def weights(outputs, inputs, seed=0):
+    drawn = np.random.default_rng(seed).normal(size=(outputs, inputs)) * np.linspace(0.1, 3, outputs)[:, None]
+    return torch.tensor(drawn, dtype=torch.float32)
+
+
+def one_by_one(packed: Packed) -> np.ndarray:
+    """What packed weights stand for, told from the bytes, a number at a time."""
+    outputs = packed.weight.shape[0]
+    if packed.zeros is None:
+        return packed.weight.numpy().astype(float) * packed.scales.double().numpy()[:, None]
+    inputs, groups = packed.weight.shape[1] * 2, packed.scales.shape[1]
+    found = np.empty((outputs, inputs))
+    for row in range(outputs):
+        for at in range(inputs):
+            run, place = divmod(at, 32)
+            byte = int(packed.weight[row, run * 16 + place % 16])
+            q = byte >> 4 if place >= 16 else byte & 15
+            group = at // (inputs // groups)
+            found[row, at] = (q - 8) * float(packed.scales[row, group]) + float(packed.zeros[row, group])
+    return found
+
+
+def both(outputs, inputs):
+    weight = weights(outputs, inputs)
+    return weight, [pack_int8(weight), pack_int4(weight, group_of(inputs))]
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3])
+def test_packed_weights_are_what_their_bytes_say(shape):
+    for packed in both(*shape)[1]:
+        np.testing.assert_allclose(packed.unpacked().numpy(), one_by_one(packed), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_weight_is_further_than_half_a_step_from_its_own(shape):
+    """Half a step, and what rounding the scale and the zero to bfloat16 (8 bits) adds at the ends."""
+    weight, (eight, four) = both(*shape)
+    steps = eight.scales.float()[:, None]
+    assert ((eight.unpacked() - weight).abs() <= steps * (0.5 + 127 / 256)).all()
+    groups = weight.view(shape[0], -1, group_of(shape[1]))
+    steps = four.scales.float()[..., None]
+    beyond = four.zeros.float().abs()[..., None] / 256
+    off = (four.unpacked().view_as(groups) - groups).abs()
+    assert (off <= steps * (0.5 + 8 / 256) + beyond).all()
+
+
+def test_constant_rows_and_zeros():
+    weight = torch.tensor([0.0, 0.0, 3.0, -1.5, 1e-20]).repeat_interleave(64).view(5, 64)
+    for packed in (pack_int8(weight), pack_int4(weight, 64)):
+        torch.testing.assert_close(packed.unpacked(), weight, rtol=0.01, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    found = native.kernel()
+    if found is None:
+        pytest.skip("no C++ compiler")
+    return found
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 9])
+def test_the_kernel_multiplies_with_what_is_packed(kernel, shape, rows):
+    """Activations are rounded to 2^-16 of the largest of their group."""
+    x = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(1)) * torch.logspace(
+        -2, 2, shape[1]
+    )
+    bias = torch.randn(shape[0], generator=torch.Generator().manual_seed(2))
+    for packed in both(*shape)[1]:
+        wide = packed.unpacked().double()
+        group = 256 if packed.zeros is None else group_of(shape[1])
+        largest = torch.stack([part.abs().amax(1) for part in x.double().split(group, dim=1)], dim=1)
+        sizes = torch.stack([part.abs().sum(1) for part in wide.split(group, dim=1)], dim=1)
+        most = largest @ sizes.T * 2**-16 + 1e-5 * (x.double().abs() @ wide.abs().T)  # and float32 sums
+        plain, biased = kernel.products(x, [packed, packed], [None, bias])
+        exact = x.double() @ wide.T
+        assert ((plain - exact).abs() <= most).all()
+        assert ((biased - exact - bias).abs() <= most + 1e-5).all()
+
+
+def test_the_kernel_multiplies_several_matrices_at_once(kernel):
+    x = torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
+    some = [pack_int4(weights(outputs, 128, seed=outputs), 64) for outputs in (7, 1, 64)]
+    together = kernel.products(x, some, [None] * 3)
+    for packed, found in zip(some, together, strict=True):
+        [alone] = kernel.products(x, [packed], [None])
+        assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_kernel_unpacks(kernel, shape, dtype):
+    for packed in both(*shape)[1]:
+        assert torch.equal(kernel.unpacked(packed, shape[1], dtype), packed.unpacked(dtype))
+
+
+def test_the_kernel_hands_on_what_is_no_number(kernel):
+    for packed in both(64, 128)[1]:
+        for wrong in (float("nan"), float("inf")):
+            x = torch.ones(2, 128)
+            x[1, 70] = wrong
+            [found] = kernel.products(x, [packed], [None])
+            assert found[0].isfinite().all() and not found[1].isfinite().any()
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (128, 256), (70, 1056)])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_compiler_torchs_kernels_do_the_same(monkeypatch, shape, bits, dtype):
+    monkeypatch.setattr("restack.runtime.packed.linear.kernel", lambda: None)
+    layer = PackedLinear.of(weights(*shape).to(dtype), torch.ones(shape[0], dtype=dtype), bits)
+    layer.prepare()
+    x = torch.randn(3, shape[1], generator=torch.Generator().manual_seed(1)).to(dtype)
+    exact = x.double() @ layer.packed.unpacked().double().T + 1
+    close = 1e-5 if dtype == torch.float32 else 2e-2
+    assert ((layer(x).double() - exact).abs().max() / exact.abs().max()) < close
+    assert (layer._for_torch is None) == (bits == 8 or shape[0] % torch_kernels.HEIGHT > 0)
+
+
+def test_a_machine_without_a_compiler_says_so_once(monkeypatch):
+    native.kernel.cache_clear()
+    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.warns(UserWarning, match="slower here than they could be: there is no C"):
+        assert native.kernel() is None
+    assert native.kernel() is None  # and not a word more
+    native.kernel.cache_clear()
+
+
+def test_a_compiler_that_fails_is_no_error(monkeypatch, tmp_path):
+    native.kernel.cache_clear()
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'no such option' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.warns(UserWarning, match="cannot be compiled or loaded .no such option"):
+        assert native.kernel() is None
+    assert not list((tmp_path / "restack").iterdir())
+    native.kernel.cache_clear()
