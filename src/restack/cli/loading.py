@@ -1,9 +1,10 @@
 """From what was typed to a plan, a loaded model and its view."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import huggingface_hub
@@ -39,7 +40,15 @@ def quantizing(format: str | None) -> Callable[[Any], Any]:
         return lambda model: model
     from restack.runtime.packed import quantize
 
-    return partial(quantize, format=format)
+    def quantized(model: Any) -> Any:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", UserWarning)
+            quantize(model, format)
+        for warning in told:
+            print(f"restack: {warning.message}", file=sys.stderr)
+        return model
+
+    return quantized
 
 
 @dataclass(kw_only=True)

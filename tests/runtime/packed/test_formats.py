@@ -45,16 +45,32 @@ def test_packed_weights_are_what_their_bytes_say(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_no_weight_is_further_than_half_a_step_from_its_own(shape):
-    """Half a step, and what rounding the scale and the zero to bfloat16 (8 bits) adds at the ends."""
-    weight, (eight, four) = both(*shape)
-    steps = eight.scales.float()[:, None]
-    assert ((eight.unpacked() - weight).abs() <= steps * (0.5 + 127 / 256)).all()
-    groups = weight.view(shape[0], -1, group_of(shape[1]))
-    steps = four.scales.float()[..., None]
-    beyond = four.zeros.float().abs()[..., None] / 256
-    off = (four.unpacked().view_as(groups) - groups).abs()
-    assert (off <= steps * (0.5 + 8 / 256) + beyond).all()
+def test_with_8_bits_no_weight_is_further_than_half_a_step_from_its_own(shape):
+    """Half a step, and what rounding the scale to bfloat16 (8 bits) adds at the ends."""
+    weight, (packed, _) = both(*shape)
+    steps = packed.scales.float()[:, None]
+    assert ((packed.unpacked() - weight).abs() <= steps * (0.5 + 127 / 256)).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_with_4_bits_weights_are_nearest_but_for_ends_that_are_cut(shape):
+    weight, (_, packed) = both(*shape)
+    found, steps = packed.unpacked(), packed.scales.float().repeat_interleave(group_of(shape[1]), dim=1)
+    q = (found - packed.zeros.float().repeat_interleave(group_of(shape[1]), dim=1)) / steps + 8
+    is_end = (q.round() == 0) | (q.round() == 15)
+    assert ((found - weight).abs() <= steps * 0.5001).logical_or(is_end).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_4_bits_are_no_worse_than_a_plain_grid_over_each_group(shape):
+    """Sixteen values at equal distances from the group's least weight to its largest, in double precision."""
+    weight, (_, packed) = both(*shape)
+    groups = weight.double().numpy().reshape(shape[0], -1, group_of(shape[1]))
+    low, high = groups.min(axis=2, keepdims=True), groups.max(axis=2, keepdims=True)
+    step = (high - low) / 15
+    plain = low + np.round((groups - low) / step) * step
+    ours = packed.unpacked().double().numpy().reshape(groups.shape)
+    assert ((ours - groups) ** 2).sum() <= ((plain - groups) ** 2).sum()
 
 
 def test_constant_rows_and_zeros():

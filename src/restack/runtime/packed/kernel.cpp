@@ -173,31 +173,22 @@ void int4_rows(const Matrix& m, int64_t from, int64_t to, const Rounded* const* 
     const int64_t groups = k / group;
     const int16_t* values[R];
     for (int r = 0; r < R; ++r) values[r] = x[r]->values.data();
-    std::vector<float> factors(R * groups);  // of each row of activations and group
     for (int64_t n = from; n < to; ++n) {
         const uint8_t* weight = m.weight + n * k / 2;
         const uint16_t *scales = m.scales + n * groups, *zeros = m.zeros + n * groups;
         Total totals[R];
-        float offsets[R];
-        for (int r = 0; r < R; ++r) {
-            totals[r] = no_total();
-            float* by = factors.data() + r * groups;
-            const float *x_scales = x[r]->scales.data(), *x_sums = x[r]->sums.data();
-            float offset = 0;
-#pragma omp simd reduction(+ : offset)
-            for (int64_t g = 0; g < groups; ++g) {
-                const float scale = from_bf16(scales[g]);
-                by[g] = scale * x_scales[g];
-                offset += (from_bf16(zeros[g]) - 8 * scale) * x_sums[g];
-            }
-            offsets[r] = offset;
-        }
+        float offsets[R] = {};
+        for (int r = 0; r < R; ++r) totals[r] = no_total();
         for (int64_t g = 0; g < groups; ++g) {
             Sum sums[R];
             for (int r = 0; r < R; ++r) sums[r] = zero();
             for (int64_t i = 0; i < group; i += kRun)
                 run_of_nibbles<R>(weight + (g * group + i) / 2, values, g * group + i, sums);
-            for (int r = 0; r < R; ++r) totals[r] = add_scaled(totals[r], sums[r], factors[r * groups + g]);
+            const float scale = from_bf16(scales[g]), offset = from_bf16(zeros[g]) - 8 * scale;
+            for (int r = 0; r < R; ++r) {
+                totals[r] = add_scaled(totals[r], sums[r], scale * x[r]->scales[g]);
+                offsets[r] += offset * x[r]->sums[g];
+            }
         }
         const float bias = m.bias ? m.bias[n] : 0.0f;
         for (int r = 0; r < R; ++r) m.y[(row + r) * m.n + n] = reduced(totals[r]) + offsets[r] + bias;

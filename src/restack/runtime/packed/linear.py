@@ -85,7 +85,7 @@ class PackedLinear(nn.Linear):
 
     def prepare(self) -> None:
         """Bring 4-bit weights into the layout of torch's own kernel, if that is what will run."""
-        if self.bits == 4 and self.weight.device.type == "cpu" and kernel() is None:
+        if self.weight.device.type == "cpu" and kernel() is None and self.bits == 4:
             self._for_torch = torch_kernels.prepared(self.packed)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:

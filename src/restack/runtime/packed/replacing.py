@@ -25,14 +25,13 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """
     for path, module in model.named_modules():
         parent, _, name = path.rpartition(".")
-        if type(module) in (nn.Linear, Conv1D) and name not in _read_weights(
-            type(model.get_submodule(parent))
-        ):
+        holder: Any = type(model.get_submodule(parent))
+        if type(module) in (nn.Linear, Conv1D) and name not in _read_weights(holder):
             yield path, module
 
 
 @cache
-def _read_weights(module_class: type) -> set[str]:
+def _read_weights(module_class: Any) -> set[str]:
     """The children whose weights a module's own code reads."""
     original = getattr(module_class, "original", module_class)
     try:
