@@ -1,6 +1,7 @@
 """Options that several commands share, and what can be told of them before anything slow is imported."""
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -57,22 +58,15 @@ def size_in_bytes(size: str) -> int:
     return count
 
 
-def _checked_weights(weights: str) -> str:
-    if weights not in recipes.WEIGHTS:
-        raise UsageError(f"--weights is {weights!r}; write one of {', '.join(recipes.WEIGHTS)}")
-    return weights
+def _one_of(option: str, choices: Sequence[str]) -> Callable[[str | None], str | None]:
+    """What refuses any other value of an option."""
 
+    def checked(value: str | None) -> str | None:
+        if value is not None and value not in choices:
+            raise UsageError(f"{option} is {value!r}; write one of {', '.join(choices)}")
+        return value
 
-def _checked_format(format: str | None) -> str | None:
-    if format not in (None, *FORMATS):
-        raise UsageError(f"--quantize is {format!r}; write one of {', '.join(FORMATS)}")
-    return format
-
-
-def _checked_overflow(what: str) -> str:
-    if what not in OVERFLOWS:
-        raise UsageError(f"--overflow is {what!r}; write one of {', '.join(OVERFLOWS)}")
-    return what
+    return checked
 
 
 def _checked_session(file: Path | None) -> Path | None:
@@ -135,7 +129,7 @@ Quantize = Annotated[
     str | None,
     typer.Option(
         metavar="FORMAT",
-        callback=_checked_format,
+        callback=_one_of("--quantize", FORMATS),
         help="Pack the weights with 8 or 4 bits when they have been loaded: int8 or int4.",
         rich_help_panel="Model",
     ),
@@ -186,7 +180,7 @@ Overflow = Annotated[
     str,
     typer.Option(
         metavar="WHAT",
-        callback=_checked_overflow,
+        callback=_one_of("--overflow", OVERFLOWS),
         help="When the context is full: stop; drop the oldest turns; or shift: leave out the oldest tokens, "
         "but not the first few, the attention sinks.",
         rich_help_panel="Conversation",
@@ -235,7 +229,7 @@ Weights = Annotated[
     str,
     typer.Option(
         metavar="WHICH",
-        callback=_checked_weights,
+        callback=_one_of("--weights", recipes.WEIGHTS),
         help="none: a recipe, which names its base; shared: each visited layer once, and the plan; "
         "full: a self-merged checkpoint that loads without Restack (but for models of restack-llama).",
     ),

@@ -32,13 +32,13 @@ class PackedLinear(nn.Linear):
 
         Args:
             outputs, inputs: features.
-            bits: 4 or 8.
+            bits: 4 or 8; 4 is 8 where no group of 4 bits divides a row.
             has_bias: whether there is one.
             dtype: of the activations, for a bias.
         """
         nn.Module.__init__(self)
-        self.in_features, self.out_features, self.bits = inputs, outputs, bits
         group = group_of(inputs) if bits == 4 else None
+        self.in_features, self.out_features, self.bits = inputs, outputs, 8 if group is None else 4
         grid = (outputs,) if group is None else (outputs, inputs // group)
         self.weight = _frozen(
             torch.empty(outputs, inputs, dtype=torch.int8, device="meta")
@@ -54,11 +54,11 @@ class PackedLinear(nn.Linear):
 
     @classmethod
     def of(cls, weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> "PackedLinear":
-        """Pack weights, shape (outputs, inputs); with 8 bits where no group of 4 bits divides a row."""
-        group = group_of(weight.shape[1]) if bits == 4 else None
-        packed = pack_int8(weight) if group is None else pack_int4(weight, group)
+        """Pack weights, shape (outputs, inputs)."""
         outputs, inputs = weight.shape
-        made = cls(outputs, inputs, 8 if group is None else 4, bias is not None, weight.dtype)
+        made = cls(outputs, inputs, bits, bias is not None, weight.dtype)
+        group = group_of(inputs)
+        packed = pack_int8(weight) if made.bits == 8 or group is None else pack_int4(weight, group)
         made.weight, made.scales = _frozen(packed.weight), _frozen(packed.scales)
         made.zeros = None if packed.zeros is None else _frozen(packed.zeros)
         made.register_parameter("bias", None if bias is None else _frozen(bias.detach().clone()))

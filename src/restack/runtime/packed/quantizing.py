@@ -5,10 +5,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from restack.errors import ModelError, UsageError
+from restack.errors import ModelError
 from restack.plans.pointing import counted
 from restack.runtime.packed.quantizer import PackedConfig, PackedQuantizer
 from restack.runtime.packed.replacing import BITS, linear_layers, pack_layers, prepare_layers, undivided
+from restack.views.guards import PLAN
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -32,8 +33,7 @@ def quantize(model: Model, format: str) -> Model:
         UsageError: there is no such format.
         ModelError: the model is quantised already, is a view, is not in memory, or has no linear layers.
     """
-    if format not in BITS:
-        raise UsageError(f"there is no format {format!r:.40}; write {' or '.join(BITS)}")
+    settings = PackedConfig(format)
     config: Any = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or config is None:
         raise ModelError(
@@ -41,7 +41,7 @@ def quantize(model: Model, format: str) -> Model:
         )
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError("the model is quantised already; open it anew to quantise it otherwise")
-    if "restack_plan" in vars(model):
+    if PLAN in vars(model):
         raise ModelError("a view cannot be quantised, others share its weights; quantise its base before")
     if any(hasattr(module, "_hf_hook") for module in model.modules()) or any(
         t.is_meta for t in model.parameters()
@@ -59,7 +59,6 @@ def quantize(model: Model, format: str) -> Model:
         )
     pack_layers(model, BITS[format])
     prepare_layers(model)
-    settings = PackedConfig(format)
     config.quantization_config = settings
     vars(model)["hf_quantizer"] = PackedQuantizer(settings, pre_quantized=True)
     vars(model)["is_quantized"], vars(model)["quantization_method"] = True, settings.quant_method

@@ -2,7 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -42,20 +43,17 @@ def _read_weights(module_class: Any) -> set[str]:
 
 def pack_layers(model: nn.Module, bits: int) -> None:
     """Put packed layers in the place of linear ones, a layer at a time."""
-    for path, module in list(linear_layers(model)):
-        weight = _weight(module)
-        _replace(model, path, PackedLinear.of(weight, _bias(module), bits))
-    _untie(model)
+    _replace_layers(model, lambda weight, bias: PackedLinear.of(weight, bias, bits))
 
 
 def put_empty_layers(model: nn.Module, bits: int) -> None:
     """Put packed layers without weights in the place of linear ones, for a checkpoint to fill."""
-    for path, module in list(linear_layers(model)):
-        weight, bias = _weight(module), _bias(module)
-        fitting = 8 if bits == 4 and group_of(weight.shape[1]) is None else bits
+
+    def empty(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
         outputs, inputs = weight.shape
-        _replace(model, path, PackedLinear(outputs, inputs, fitting, bias is not None, weight.dtype))
-    _untie(model)
+        return PackedLinear(outputs, inputs, bits, bias is not None, weight.dtype)
+
+    _replace_layers(model, empty)
 
 
 def prepare_layers(model: nn.Module) -> None:
@@ -76,19 +74,22 @@ def _weight(module: nn.Module) -> torch.Tensor:
     return (weight.T if isinstance(module, Conv1D) else weight).detach()  # type: ignore[no-any-return]
 
 
-def _bias(module: nn.Module) -> torch.Tensor | None:
-    bias: Any = module.bias
-    return bias  # type: ignore[no-any-return]
+def _replace_layers(
+    model: nn.Module, make: Callable[[torch.Tensor, torch.Tensor | None], PackedLinear]
+) -> None:
+    """Put others in the place of linear layers, made of weight and bias, wherever the model has each.
 
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in the place of another, wherever the model has that."""
-    old = model.get_submodule(path)
-    module.train(old.training)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child is old:
-                setattr(parent, name, module)
+    A layer is let go before the next one is made: the plain and the packed weights are never all in memory.
+    """
+    places = defaultdict(list)
+    for path, module in model.named_modules(remove_duplicate=False):
+        places[id(module)].append(path)
+    for path in [path for path, _ in linear_layers(model)]:
+        old: Any = model.get_submodule(path)
+        new = make(_weight(old), old.bias).train(old.training)
+        for place in places[id(old)]:
+            model.set_submodule(place, new)
+    _untie(model)
 
 
 def _untie(model: Any) -> None:
