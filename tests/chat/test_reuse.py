@@ -14,6 +14,8 @@ from transformers import (
 from restack import recipes, view
 from restack.chat import Conversation
 from restack.runtime import Sampling
+from restack.runtime.decoding.stepper import Stepper
+from restack.runtime.native import kernel
 from tests.llama.tiny import model as house
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
@@ -165,7 +167,8 @@ def test_an_interrupt_leaves_a_cache_that_is_right(demo):
 
 @pytest.mark.parametrize("kind", ["llama", "window not full", "sliding"])
 def test_an_interrupt_between_keys_and_values(demo, kind, monkeypatch):
-    """Wherever it comes in a step of decoding: every concatenation of every layer."""
+    """Wherever it comes in a step of transformers' decoding: every concatenation of every layer."""
+    monkeypatch.setattr("restack.runtime.decoding.loop.structure", lambda model: None)
     model = tiny(kind)
     cat = torch.cat
     for place in range(1, 9):  # four layers, keys and values
@@ -184,6 +187,40 @@ def test_an_interrupt_between_keys_and_values(demo, kind, monkeypatch):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(torch, "cat", interrupted)
             talk.ask(STORY)
+        before = fresh(talk)
+        assert talk.messages[-1].finish == "interrupted"
+        assert talk.ask("What is 3 + 4?").content == before.ask("What is 3 + 4?").content
+
+
+@pytest.mark.parametrize("kind", ["llama", "window not full", "sliding"])
+def test_an_interrupt_while_the_lean_loop_hands_back(demo, kind, monkeypatch):
+    """Wherever it comes, after a step or between the tensors of any two slots."""
+    if kernel() is None:
+        pytest.skip("no C++ compiler")
+    model = tiny(kind)
+    give_back, set_attribute = Stepper.give_back, object.__setattr__
+    for place in range(13):
+        talk = Conversation(model, demo[1], sampling=GREEDY)
+        talk.ask("Hello!")
+        calls = []
+
+        def set_or_interrupt(slot, name, value, place=place, calls=calls):
+            if len(calls) == place:
+                raise KeyboardInterrupt
+            calls.append(name)
+            set_attribute(slot, name, value)
+
+        def interrupted(stepper, cache, set_or_interrupt=set_or_interrupt):
+            with monkeypatch.context() as patch:
+                for slot_class in {type(slot) for slot in cache.layers}:
+                    patch.setattr(slot_class, "__setattr__", set_or_interrupt)
+                give_back(stepper, cache)
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Stepper, "give_back", interrupted)
+            talk.ask(STORY)
+        assert len(calls) == min(place, 12 if kind != "llama" else 8)
         before = fresh(talk)
         assert talk.messages[-1].finish == "interrupted"
         assert talk.ask("What is 3 + 4?").content == before.ask("What is 3 + 4?").content

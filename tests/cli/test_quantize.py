@@ -69,12 +69,16 @@ def test_wrong_input_is_one_line(capsys, tmp_path, monkeypatch, arguments, told)
 
 
 def test_a_machine_without_a_compiler_is_told_of(capsys, monkeypatch):
-    from restack.runtime.packed import native
+    from restack.runtime.native import compiling, functions
 
-    native.kernel.cache_clear()
-    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+    functions.kernel.cache_clear()
+    functions.quiet_kernel.cache_clear()
+    compiling.library.cache_clear()
+    monkeypatch.setattr(compiling, "COMPILERS", ("no-such-compiler",))
     monkeypatch.delenv("CXX", raising=False)
     assert main(["generate", "demo", *ASK, "--quantize", "int4"]) == 0
     told = capsys.readouterr().err.splitlines()
     assert [line for line in told if line.startswith("restack: packed weights are slower here")] == told[:1]
-    native.kernel.cache_clear()
+    functions.kernel.cache_clear()
+    functions.quiet_kernel.cache_clear()
+    compiling.library.cache_clear()

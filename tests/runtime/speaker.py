@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import torch
+from transformers import GenerationConfig
 
 
 class Speaker:
@@ -15,9 +16,7 @@ class Speaker:
         self.prompt = None  # the last one, as text
         limit = {} if context is None else {"max_position_embeddings": context}
         self.config = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(**limit))
-        self.generation_config = SimpleNamespace(
-            eos_token_id=None, cache_implementation=None, use_cache=False
-        )
+        self.generation_config = GenerationConfig(use_cache=False)
 
     def forward(self, input_ids):  # takes no cache
         raise NotImplementedError

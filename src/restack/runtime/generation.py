@@ -1,15 +1,18 @@
-"""Streamed generation with transformers' own `generate`."""
+"""Streamed generation: transformers' `generate`, with a decoding loop of our own where it can be leaner."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import torch
+from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
 from restack.errors import UsageError
+from restack.runtime.decoding import decode, draws_one_by_one
 from restack.runtime.prompt_cache import PromptCache, Reuse
 from restack.runtime.streaming import TextStream, text_of
 
@@ -159,20 +162,21 @@ def generate(
     prompt = tokens[0].tolist()
     room = check_room(model, tokens)
     limit = sampling.max_tokens if room is None else min(sampling.max_tokens, room)
-    if stop:
-        options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
     before = prompt[len(prompt) - follows :]
     stream = TextStream(tokenizer, on_text, stop=stop, before=before, shown=shown)
     reading = nullcontext(Reuse(None)) if prompt_cache is None else prompt_cache.reading(model, prompt)
     with reading as reuse:
         if reuse.cache is not None:
             options["past_key_values"] = reuse.cache
+        if draws_one_by_one(model, options):
+            options["custom_generate"] = partial(decode, stream=stream)
         try:
             model.generate(
                 tokens,
                 attention_mask=torch.ones_like(tokens),
                 max_new_tokens=limit,
                 streamer=stream,
+                stopping_criteria=_criteria(tokenizer, stop),
                 **sampling.settings(),
                 **options,
             )
@@ -221,17 +225,18 @@ def generate_all(
     if len(prompts) == 1 or any(room is not None and room < sampling.max_tokens for room in rooms):
         # In one batch, all answers would end where the longest prompt's fills the context.
         return [generate(model, tokenizer, each, sampling, stop=stop, **options).text for each in prompts]
-    if stop:
-        options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
     width = max(lengths)
     # Padding comes first and is not seen; it is a token that the row has, or penalties would be others.
     rows = [torch.cat([row[:, :1].expand(1, width - row.shape[1]), row], dim=1) for row in prompts]
     mask = torch.tensor([[0] * (width - length) + [1] * length for length in lengths])
     tokens = torch.cat(rows)
+    if draws_one_by_one(model, options):
+        options["custom_generate"] = decode
     output = model.generate(
         tokens,
         attention_mask=mask.to(tokens.device),
         max_new_tokens=sampling.max_tokens,
+        stopping_criteria=_criteria(tokenizer, stop),
         **sampling.settings(),
         **options,
     )
@@ -243,6 +248,11 @@ def generate_all(
         text = text_of(tokenizer, row[:length], before=before, shown=shown)
         texts.append(text[: _end(text, stop)])
     return texts
+
+
+def _criteria(tokenizer: Any, stop: Sequence[str]) -> StoppingCriteriaList:
+    """What ends a text besides the model and its length."""
+    return StoppingCriteriaList([StopStringCriteria(tokenizer, list(stop))] if stop else [])
 
 
 def _ends(model: Any) -> set[int]:

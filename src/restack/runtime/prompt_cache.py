@@ -12,13 +12,12 @@ from transformers.cache_utils import DynamicCache
 
 from restack.errors import ViewError
 from restack.runtime import cache_slots
+from restack.runtime.stretching import stretches
 from restack.views.leading import leading_visits
 from restack.views.planned import visit_count
 from restack.views.recording import recording
 from restack.views.resuming import resumable, resume
 
-# RoPE whose frequencies change with the length of the text: keys that were turned before do not fit any more.
-STRETCHING = ("dynamic", "longrope")
 PARTS = 4  # of a model's visits: what enters each part but the first is kept for other views to go on with
 
 
@@ -169,7 +168,7 @@ class PromptCache:
             return Reuse(new)
         if self.cache is None:
             return Reuse(new, reason="the states of this model cannot be kept")
-        if _stretches(config, max(len(prompt), len(self.tokens))):
+        if stretches(config, max(len(prompt), len(self.tokens))):
             return Reuse(new, reason="its RoPE is scaled by the length of the text")
         surplus = len(self.tokens) - common
         if surplus and not cache_slots.is_croppable(self.cache):
@@ -242,15 +241,3 @@ def _takes_dynamic_cache(model: Any) -> bool:
     own_kind = settings.cache_implementation not in (None, "dynamic") or settings.use_cache is False
     takes = "past_key_values" in signature(model.forward).parameters  # Mamba's has another name
     return takes and bool(model._supports_default_dynamic_cache()) and not own_kind
-
-
-def _stretches(config: Any, length: int) -> bool:
-    """Whether a text of this length turns its keys otherwise than its beginning alone did."""
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    settings = [rope, *(each for each in rope.values() if isinstance(each, dict))]
-    if not any(each.get("rope_type") in STRETCHING for each in settings):
-        return False
-    lengths = [each.get("original_max_position_embeddings") for each in settings]
-    lengths.append(getattr(config, "original_max_position_embeddings", None))
-    known = [each for each in lengths if each]
-    return length > min(known, default=getattr(config, "max_position_embeddings", length))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from restack.runtime.packed import native, torch_kernels
+from restack.runtime.native import Matrix, compiling, functions
+from restack.runtime.packed import torch_kernels
 from restack.runtime.packed.formats import Packed, group_of, pack_int4, pack_int8
 from restack.runtime.packed.linear import PackedLinear
 
@@ -81,10 +82,14 @@ def test_constant_rows_and_zeros():
 
 @pytest.fixture(scope="module")
 def kernel():
-    found = native.kernel()
+    found = functions.kernel()
     if found is None:
         pytest.skip("no C++ compiler")
     return found
+
+
+def matrix(packed: Packed, bias=None) -> Matrix:
+    return Matrix.of(packed.weight, packed.scales, packed.zeros, bias)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -101,7 +106,7 @@ def test_the_kernel_multiplies_with_what_is_packed(kernel, shape, rows):
         largest = torch.stack([part.abs().amax(1) for part in x.double().split(group, dim=1)], dim=1)
         sizes = torch.stack([part.abs().sum(1) for part in wide.split(group, dim=1)], dim=1)
         most = largest @ sizes.T * 2**-16 + 1e-5 * (x.double().abs() @ wide.abs().T)  # and float32 sums
-        plain, biased = kernel.products(x, [packed, packed], [None, bias])
+        plain, biased = kernel.products(x, [matrix(packed), matrix(packed, bias)])
         exact = x.double() @ wide.T
         assert ((plain - exact).abs() <= most).all()
         assert ((biased - exact - bias).abs() <= most + 1e-5).all()
@@ -110,9 +115,9 @@ def test_the_kernel_multiplies_with_what_is_packed(kernel, shape, rows):
 def test_the_kernel_multiplies_several_matrices_at_once(kernel):
     x = torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
     some = [pack_int4(weights(outputs, 128, seed=outputs), 64) for outputs in (7, 1, 64)]
-    together = kernel.products(x, some, [None] * 3)
+    together = kernel.products(x, [matrix(packed) for packed in some])
     for packed, found in zip(some, together, strict=True):
-        [alone] = kernel.products(x, [packed], [None])
+        [alone] = kernel.products(x, [matrix(packed)])
         assert torch.equal(found, alone)
 
 
@@ -120,7 +125,7 @@ def test_the_kernel_multiplies_several_matrices_at_once(kernel):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_kernel_unpacks(kernel, shape, dtype):
     for packed in both(*shape)[1]:
-        assert torch.equal(kernel.unpacked(packed, shape[1], dtype), packed.unpacked(dtype))
+        assert torch.equal(kernel.unpacked(matrix(packed), dtype), packed.unpacked(dtype))
 
 
 def test_the_kernel_hands_on_what_is_no_number(kernel):
@@ -128,7 +133,7 @@ def test_the_kernel_hands_on_what_is_no_number(kernel):
         for wrong in (float("nan"), float("inf")):
             x = torch.ones(2, 128)
             x[1, 70] = wrong
-            [found] = kernel.products(x, [packed], [None])
+            [found] = kernel.products(x, [matrix(packed)])
             assert found[0].isfinite().all() and not found[1].isfinite().any()
 
 
@@ -146,24 +151,31 @@ def test_without_a_compiler_torchs_kernels_do_the_same(monkeypatch, shape, bits,
     assert (layer._for_torch is None) == (bits == 8 or shape[0] % torch_kernels.HEIGHT > 0)
 
 
-def test_a_machine_without_a_compiler_says_so_once(monkeypatch):
-    native.kernel.cache_clear()
-    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+@pytest.fixture
+def nothing_compiled():
+    functions.kernel.cache_clear()
+    functions.quiet_kernel.cache_clear()
+    compiling.library.cache_clear()
+    yield
+    functions.kernel.cache_clear()
+    functions.quiet_kernel.cache_clear()
+    compiling.library.cache_clear()
+
+
+def test_a_machine_without_a_compiler_says_so_once(monkeypatch, nothing_compiled):
+    monkeypatch.setattr(compiling, "COMPILERS", ("no-such-compiler",))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.warns(UserWarning, match="slower here than they could be: there is no C"):
-        assert native.kernel() is None
-    assert native.kernel() is None  # and not a word more
-    native.kernel.cache_clear()
+        assert functions.kernel() is None
+    assert functions.kernel() is None  # and not a word more
 
 
-def test_a_compiler_that_fails_is_no_error(monkeypatch, tmp_path):
-    native.kernel.cache_clear()
+def test_a_compiler_that_fails_is_no_error(monkeypatch, tmp_path, nothing_compiled):
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\necho 'no such option' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.warns(UserWarning, match="cannot be compiled or loaded .no such option"):
-        assert native.kernel() is None
+        assert functions.kernel() is None
     assert not list((tmp_path / "restack").iterdir())
-    native.kernel.cache_clear()

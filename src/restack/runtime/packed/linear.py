@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from restack.runtime.native import Matrix, kernel
 from restack.runtime.packed import torch_kernels
 from restack.runtime.packed.formats import Packed, group_of, pack_int4, pack_int8
-from restack.runtime.packed.native import kernel
 
 FEW = 12  # rows that are multiplied with weights as they are packed; for more, unpacking first is quicker
 
@@ -77,11 +77,11 @@ class PackedLinear(nn.Linear):
     def unpacked(self, dtype: torch.dtype) -> torch.Tensor:
         """The weights as they are multiplied with: shape (outputs, inputs)."""
         native = kernel() if self.weight.device.type == "cpu" else None
-        return (
-            self.packed.unpacked(dtype)
-            if native is None
-            else native.unpacked(self.packed, self.in_features, dtype)
-        )
+        return self.packed.unpacked(dtype) if native is None else native.unpacked(self.matrix(), dtype)
+
+    def matrix(self, bias: torch.Tensor | None = None) -> Matrix:
+        """The weights as the kernel takes them, with a bias in float32, which is to be kept meanwhile."""
+        return Matrix.of(self.weight, self.scales, self.zeros, bias)
 
     def prepare(self) -> None:
         """Bring 4-bit weights into the layout of torch's own kernel, if that is what will run."""
@@ -114,7 +114,9 @@ def products(x: torch.Tensor, layers: Sequence[PackedLinear]) -> list[torch.Tens
     is_on_cpu, is_few = x.device.type == "cpu", rows.shape[0] <= FEW
     if is_on_cpu and is_few and (native := kernel()) is not None:
         biases = [None if layer.bias is None else layer.bias.float() for layer in layers]
-        found = native.products(rows, [layer.packed for layer in layers], biases)
+        found = native.products(
+            rows, [layer.matrix(bias) for layer, bias in zip(layers, biases, strict=True)]
+        )
         return [y.to(x.dtype).view(*x.shape[:-1], -1) for y in found]
     if is_on_cpu and is_few:
         return [torch_kernels.product(rows, layer).view(*x.shape[:-1], -1) for layer in layers]

@@ -1,0 +1,232 @@
+"""The loop that draws a token at a time, put into transformers' `generate` by its `custom_generate`."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache
+from transformers.generation import LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import logits_process as processors
+from transformers.generation.streamers import BaseStreamer
+
+from restack.runtime.decoding.speculation import Drafter, Speculation
+from restack.runtime.decoding.stepper import ROOM, Stepper
+from restack.runtime.decoding.structure import Structure, structure
+from restack.runtime.native import Kernel, quiet_kernel
+from restack.views.recording import Recording, recordings_here
+
+# What depends on nothing but the tokens and the scores: a draft may ask in any order.
+PROCESSORS = (
+    processors.MinLengthLogitsProcessor,
+    processors.MinNewTokensLengthLogitsProcessor,
+    processors.MinPLogitsWarper,
+    processors.NoRepeatNGramLogitsProcessor,
+    processors.RepetitionPenaltyLogitsProcessor,
+    processors.SuppressTokensLogitsProcessor,
+    processors.TemperatureLogitsWarper,
+    processors.TopKLogitsWarper,
+    processors.TopPLogitsWarper,
+    processors.TypicalLogitsWarper,
+)
+MODES = ("greedy_search", "sample")
+EXTRAS = (
+    "return_dict_in_generate",
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+)
+
+
+def draws_one_by_one(model: Any, options: Mapping[str, Any]) -> bool:
+    """Whether `generate` with these keyword arguments draws token after token, as `decode` does: no beams."""
+    settings = copy.deepcopy(model.generation_config)
+    settings.update(**options)
+    return settings.get_generation_mode(options.get("assistant_model")) in MODES
+
+
+def decode(
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: Any,
+    stream: BaseStreamer | None = None,
+    drafter: Drafter | None = None,
+    **model_kwargs: Any,
+) -> torch.Tensor:
+    """Draw tokens until all texts have ended: all tokens, shape (B, T), filled up behind the ends.
+
+    The tokens are those that transformers' `_sample` draws, whose arguments these are. The prompt is read by
+    the model's own forward. Then, if the native step can run the model, it does; else transformers goes on.
+    A drafter may draft for one text.
+    """
+    found, compiled = _lean(model, generation_config, model_kwargs)
+    if found is None or compiled is None:
+        return model._sample(  # type: ignore[no-any-return]
+            input_ids, logits_processor, stopping_criteria, generation_config, streamer=stream, **model_kwargs
+        )
+    cache, mask = model_kwargs["past_key_values"], model_kwargs.get("attention_mask")
+    logits = _prefilled(model, input_ids, cache, mask, model_kwargs.get("position_ids"))
+    batch, pad = len(input_ids), generation_config._pad_token_tensor
+    firsts = [0] * batch if mask is None else mask.argmax(dim=1).tolist()
+    room = min(generation_config.max_length, input_ids.shape[1] + ROOM)
+    stepper = Stepper(compiled, found, firsts, room)
+    stepper.take(cache)
+    text = Text(
+        tokens=input_ids,
+        processors=logits_processor,
+        criteria=stopping_criteria,
+        is_sampled=bool(generation_config.do_sample),
+        pad=input_ids.new_zeros(()) if pad is None else pad,
+        stream=stream,
+        recordings=[each for each in recordings_here() if each.model is model],
+    )
+    may_draft = batch == 1 and all(type(each) in PROCESSORS for each in logits_processor)
+    drafting = drafter.structure(found) if drafter is not None and may_draft else None
+    try:
+        text.add(text.drawn(logits))
+        if drafter is None or drafting is None:
+            _draw(text, stepper)
+        else:
+            speculation = Speculation(
+                stepper, model, drafter, drafting, input_ids, is_sampled=text.is_sampled
+            )
+            _draw_drafted(text, speculation, generation_config.max_length)
+    finally:
+        if batch == 1:
+            stepper.give_back(cache)
+    if stream is not None:
+        stream.end()
+    return text.tokens
+
+
+@dataclass(slots=True)
+class Text:
+    """Texts that are being written, and how.
+
+    Attributes:
+        tokens: of all of them, shape (B, T).
+        processors: what becomes of the logits.
+        criteria: when a text has ended.
+        is_sampled: whether tokens are drawn by chance; else the likeliest is taken.
+        pad: what fills up texts that have ended.
+        stream: is given the tokens.
+        recordings: record what enters visits.
+        left: the texts that have not ended.
+    """
+
+    tokens: torch.Tensor
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+    is_sampled: bool
+    pad: torch.Tensor
+    stream: BaseStreamer | None
+    recordings: Sequence[Recording]
+    left: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = list(range(len(self.tokens)))
+
+    def drawn(self, logits: torch.Tensor) -> torch.Tensor:
+        """A token for each text that is left, by its logits: (left, V) to (left,)."""
+        scores = logits
+        if self.processors:  # which may know something of each text, ended or not
+            of_all = logits.new_zeros(len(self.tokens), logits.shape[1]).index_copy(0, self._left(), logits)
+            scores = self.processors(self.tokens, of_all)[self.left]
+        if not self.is_sampled:
+            return scores.argmax(dim=-1)
+        return torch.multinomial(F.softmax(scores, dim=-1), num_samples=1).squeeze(1)
+
+    def add(self, drawn: torch.Tensor) -> None:
+        """Write a token into each text that is left, (left,), and see which have ended."""
+        batch = len(self.tokens)
+        tokens = self.pad.repeat(batch).index_copy(0, self._left(), drawn)
+        self.tokens = torch.cat([self.tokens, tokens[:, None]], dim=1)
+        has_ended = self.criteria(self.tokens, None).tolist()
+        if self.stream is not None:
+            self.stream.put(tokens)
+        self.left = [text for text in self.left if not has_ended[text]]
+
+    def _left(self) -> torch.Tensor:
+        return torch.tensor(self.left)
+
+
+def _draw(text: Text, stepper: Stepper) -> None:
+    """Draw a token at a time until all texts have ended."""
+    while text.left:
+        newest = text.tokens[text.left, -1:].tolist()
+        text.add(text.drawn(stepper.step(newest, text.left, text.recordings)))
+
+
+def _draw_drafted(text: Text, speculation: Speculation, longest: int) -> None:
+    """Draw as many tokens at a time as were drafted rightly, until the text has ended."""
+
+    def scores_of(tokens: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+        if not text.processors:
+            return logits
+        return text.processors(torch.tensor([tokens]), logits[None])[0]  # type: ignore[no-any-return]
+
+    while text.left:
+        tokens = text.tokens[0].tolist()
+        used = 0
+        for token in speculation.draw(tokens, longest - len(tokens), scores_of, text.recordings):
+            if text.left:
+                text.add(torch.tensor([token]))
+                used += 1
+        speculation.keep(used)
+
+
+def _lean(
+    model: Any, generation_config: Any, model_kwargs: dict[str, Any]
+) -> tuple[Structure | None, Kernel | None]:
+    """The structure and the kernel, if the native step can do what is asked for."""
+    cache: Any = model_kwargs.get("past_key_values")
+    mask = model_kwargs.get("attention_mask")
+    known = {
+        "attention_mask",
+        "cache_position",
+        "logits_to_keep",
+        "past_key_values",
+        "position_ids",
+        "use_cache",
+    }
+    asked = {name for name, value in model_kwargs.items() if value is not None and name not in known}
+    if (
+        asked
+        or any(getattr(generation_config, name, None) for name in EXTRAS)
+        or type(cache) is not DynamicCache
+        or cache.offloading
+        or not _pads_first(mask)
+    ):
+        return None, None
+    found = structure(model)
+    if found is None or not found.turns_alike(generation_config.max_length):
+        return None, None
+    return found, quiet_kernel()
+
+
+def _pads_first(mask: torch.Tensor | None) -> bool:
+    """Whether all padding of a mask, (B, T), comes before the text."""
+    return mask is None or (
+        mask.ndim == 2 and bool((mask.diff(dim=1) >= 0).all()) and bool(mask[:, -1].all())
+    )
+
+
+def _prefilled(
+    model: Any, input_ids: torch.Tensor, cache: DynamicCache, mask: Any, positions: torch.Tensor | None
+) -> torch.Tensor:
+    """The logits, float32, shape (B, V), after the texts, of which the cache may hold the beginning."""
+    known = cache.get_seq_length()
+    output = model(
+        input_ids[:, known:],
+        attention_mask=mask,
+        position_ids=None if positions is None else positions[:, known - positions.shape[1] :],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1].float()  # type: ignore[no-any-return]

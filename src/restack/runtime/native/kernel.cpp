@@ -1,0 +1,97 @@
+// What Python calls; see products.h and step.h.
+
+#include "products.h"
+#include "step.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+using namespace restack;
+
+namespace {
+
+Thread this_thread() {
+#ifdef _OPENMP
+    return {omp_get_thread_num(), omp_get_num_threads()};
+#else
+    return {0, 1};
+#endif
+}
+
+template <typename Kept>
+void run(const Model& model, int64_t from, int64_t to, const Tokens& tokens, float* h, int threads) {
+    Step<Kept> step(model, tokens, h, model.visits[from]);
+#pragma omp parallel num_threads(threads)
+    for (int64_t number = from; number < to; ++number) step.run(model.visits[number], this_thread());
+}
+
+}  // namespace
+
+extern "C" {
+
+// Several matrices of one width times the same rows of activations x, float32, shape (rows, k).
+void restack_products(const Matrix* matrices, int64_t count, int64_t rows, const float* x, float* const* outputs,
+                      int threads) {
+    const Matrix& like = matrices[0];
+    Activations activations(like.bits, like.group, like.k, rows);
+    for (int64_t r = 0; r < rows; ++r) activations.set(r, x + r * like.k);
+#pragma omp parallel num_threads(threads)
+    products(matrices, count, activations, rows, outputs, this_thread());
+}
+
+// The weights themselves, (n, k): float32, or bfloat16 if `narrow`.
+void restack_unpack(const Matrix* matrix, void* output, int narrow, int threads) {
+    const int64_t n = matrix->n, k = matrix->k, group = matrix->group;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < n; ++row) {
+        float* wide = static_cast<float*>(output) + row * k;
+        uint16_t* short_ = static_cast<uint16_t*>(output) + row * k;
+        for (int64_t first = 0; first < k; first += kRun) {
+            float values[kRun];
+            const int64_t count = std::min(kRun, k - first);
+            if (matrix->bits == 4) {
+                const int64_t g = row * (k / group) + first / group;
+                const float scale = from_bf16(matrix->scales[g]), zero = from_bf16(matrix->zeros[g]);
+                const uint8_t* bytes = static_cast<const uint8_t*>(matrix->weight) + (row * k + first) / 2;
+                for (int i = 0; i < 16; ++i) {
+                    values[i] = static_cast<float>((bytes[i] & 15) - 8) * scale + zero;
+                    values[i + 16] = static_cast<float>((bytes[i] >> 4) - 8) * scale + zero;
+                }
+            } else {
+                const float scale = from_bf16(matrix->scales[row]);
+                const int8_t* bytes = static_cast<const int8_t*>(matrix->weight) + row * k + first;
+                for (int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(bytes[i]) * scale;
+            }
+            if (narrow)
+                for (int64_t i = 0; i < count; ++i) short_[first + i] = to_bf16(values[i]);
+            else
+                std::memcpy(wide + first, values, count * sizeof(float));
+        }
+    }
+}
+
+// Takes h, (rows, width), through the visits `from` to `to`.
+void restack_step(const Model* model, int64_t from, int64_t to, const Tokens* tokens, float* h, int threads) {
+    if (from >= to) return;
+    if (model->is_narrow)
+        run<uint16_t>(*model, from, to, *tokens, h, threads);
+    else
+        run<float>(*model, from, to, *tokens, h, threads);
+}
+
+// The logits (rows, head.n) of hidden states (rows, width): the final norm, and the head.
+void restack_logits(const Model* model, const float* norm, const Matrix* head, int64_t rows, const float* h,
+                    float* logits, int threads) {
+    Activations activations(head->bits, head->group, head->k, rows);
+    std::vector<float> y(model->width);
+    for (int64_t r = 0; r < rows; ++r) {
+        normed(h + r * model->width, norm, model->width, model->epsilon, model->is_narrow, y.data());
+        activations.set(r, y.data());
+    }
+#pragma omp parallel num_threads(threads)
+    products(head, 1, activations, rows, &logits, this_thread());
+    if (model->is_narrow)
+        for (int64_t i = 0; i < rows * head->n; ++i) logits[i] = narrowed(logits[i], true);
+}
+}

@@ -1,0 +1,317 @@
+// Visits of a decoder of the Llama family over a few new tokens, all in one go: no tensor is made on the way.
+//
+// Threads stay together from the first norm to the last product and meet at barriers. Hidden states, and what
+// comes of each part of a layer, are rounded to bfloat16 where a model of that type would (`narrow`).
+
+#pragma once
+
+#include <vector>
+
+#include "products.h"
+
+namespace restack {
+
+struct Visit {
+    const float *attention_norm, *mlp_norm, *query_norm, *key_norm;  // the latter two: or null
+    Matrix q, k, v, o, gate, up, down;  // k and v have n = 0 where the visit reads another's
+    const void *keys, *values;   // those it reads: (B, nh_kv, hs, capacity) and (B, nh_kv, capacity, hs)
+    void *own_keys, *own_values;  // those it makes
+    int64_t window;       // that many tokens are seen, its own included; 0: all
+    int64_t is_strictly_past;  // its own token is not seen
+    double damp;
+};
+
+struct Model {
+    int64_t width, heads, kv_heads, head_size, inner, capacity, is_narrow, count;
+    double epsilon, scaling;
+    const float *cosines, *sines;  // (positions, head_size)
+    const Visit* visits;
+};
+
+// The new tokens, one a row. Those of one sequence come in their order, and next to each other in the cache.
+struct Tokens {
+    int64_t rows;
+    const int64_t* sequence;  // in the cache
+    const int64_t* place;     // in the cache's sequence
+    const int64_t* first;     // place that is seen: before it is padding
+    const int64_t* position;  // for RoPE
+};
+
+inline float narrowed(float value, bool is_narrow) { return is_narrow ? from_bf16(to_bf16(value)) : value; }
+
+// Root mean square norm; in bfloat16, rounded before the weight and after it.
+inline void normed(const float* x, const float* weight, int64_t width, double epsilon, bool is_narrow, float* y) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < width; ++i) squares += x[i] * x[i];
+    const float inverse = 1.0f / std::sqrt(squares / width + static_cast<float>(epsilon));
+    if (is_narrow)
+        for (int64_t i = 0; i < width; ++i) y[i] = narrowed(narrowed(x[i] * inverse, true) * weight[i], true);
+    else
+        for (int64_t i = 0; i < width; ++i) y[i] = x[i] * inverse * weight[i];
+}
+
+// RoPE: turns the pairs (i, i + size / 2).
+inline void turn(float* x, const float* cosines, const float* sines, int64_t size, bool is_narrow) {
+    const int64_t half = size / 2;
+    for (int64_t i = 0; i < half; ++i) {
+        const float a = x[i], b = x[i + half];
+        x[i] = narrowed(narrowed(a * cosines[i], is_narrow) - narrowed(b * sines[i], is_narrow), is_narrow);
+        x[i + half] = narrowed(
+            narrowed(b * cosines[i + half], is_narrow) + narrowed(a * sines[i + half], is_narrow), is_narrow);
+    }
+}
+
+template <typename Kept>
+inline Kept kept(float value);
+template <>
+inline float kept<float>(float value) {
+    return value;
+}
+template <>
+inline uint16_t kept<uint16_t>(float value) {
+    return to_bf16(value);
+}
+
+// softmax(q K) V of G queries that share a head of keys and values, places `from` to `to`.
+//
+// Keys lie across (hs, capacity), so that scores of neighbouring places are summed side by side.
+template <int G, typename Kept>
+void attend(const float* q, const Kept* keys, const Kept* values, int64_t from, int64_t to, int64_t size,
+            int64_t capacity, float scaling, float* scores, float* y) {
+    constexpr int64_t kSide = 16;
+    const int64_t count = to - from, stride = (count + kSide - 1) / kSide * kSide;
+    for (int64_t p = 0; p < count; p += kSide) {
+        float sums[G][kSide] = {};
+        const int64_t some = std::min(kSide, count - p);
+        const Kept* at = keys + from + p;
+        if (some == kSide) {
+            for (int64_t d = 0; d < size; ++d, at += capacity)
+                for (int g = 0; g < G; ++g)
+#pragma omp simd
+                    for (int64_t i = 0; i < kSide; ++i) sums[g][i] += q[g * size + d] * as_float(at[i]);
+        } else {
+            for (int64_t d = 0; d < size; ++d, at += capacity)
+                for (int g = 0; g < G; ++g)
+                    for (int64_t i = 0; i < some; ++i) sums[g][i] += q[g * size + d] * as_float(at[i]);
+        }
+        for (int g = 0; g < G; ++g)
+            for (int64_t i = 0; i < kSide; ++i) scores[g * stride + p + i] = sums[g][i] * scaling;
+    }
+    float inverse[G];
+    for (int g = 0; g < G; ++g) {
+        float* row = scores + g * stride;
+        float largest = row[0], total = 0;
+#pragma omp simd reduction(max : largest)
+        for (int64_t p = 0; p < count; ++p) largest = std::max(largest, row[p]);
+#pragma omp simd reduction(+ : total)
+        for (int64_t p = 0; p < count; ++p) {
+            row[p] = exponential(row[p] - largest);
+            total += row[p];
+        }
+        inverse[g] = 1.0f / total;
+    }
+    for (int64_t d = 0; d < size; d += kSide) {
+        float sums[G][kSide] = {};
+        const int64_t some = std::min(kSide, size - d);
+        const Kept* at = values + from * size + d;
+        if (some == kSide) {
+            for (int64_t p = 0; p < count; ++p, at += size)
+                for (int g = 0; g < G; ++g)
+#pragma omp simd
+                    for (int64_t i = 0; i < kSide; ++i) sums[g][i] += scores[g * stride + p] * as_float(at[i]);
+        } else {
+            for (int64_t p = 0; p < count; ++p, at += size)
+                for (int g = 0; g < G; ++g)
+                    for (int64_t i = 0; i < some; ++i) sums[g][i] += scores[g * stride + p] * as_float(at[i]);
+        }
+        for (int g = 0; g < G; ++g)
+            for (int64_t i = 0; i < some; ++i) y[g * size + d + i] = sums[g][i] * inverse[g];
+    }
+}
+
+// What a crew of threads needs to take tokens through visits.
+template <typename Kept>
+class Step {
+   public:
+    Step(const Model& model, const Tokens& tokens, float* h, const Visit& like)
+        : m_(model),
+          t_(tokens),
+          h_(h),
+          into_attention_(like.q.bits, like.q.group, model.width, tokens.rows),
+          out_of_attention_(like.o.bits, like.o.group, like.o.k, tokens.rows),
+          into_mlp_(like.gate.bits, like.gate.group, model.width, tokens.rows),
+          inside_mlp_(like.down.bits, like.down.group, model.inner, tokens.rows),
+          q_(tokens.rows * like.q.n),
+          k_(tokens.rows * model.kv_heads * model.head_size),
+          v_(k_.size()),
+          heads_(q_.size()),
+          middle_(tokens.rows * model.width),
+          output_(middle_.size()),
+          gate_(tokens.rows * model.inner),
+          up_(gate_.size()) {}
+
+    void run(const Visit& visit, Thread thread) {
+        if (visit.damp == 0 && visit.k.n == 0) return;
+        norms(h_, visit.attention_norm, into_attention_, thread);
+        const Matrix read[] = {visit.q, visit.k, visit.v};
+        float* const made[] = {q_.data(), k_.data(), v_.data()};
+#pragma omp barrier
+        const bool has_own = visit.k.n > 0;
+        products(read, has_own ? 3 : 1, into_attention_, t_.rows, made, thread);
+#pragma omp barrier
+        place(visit, has_own, thread);
+#pragma omp barrier
+        if (visit.damp == 0) return;
+        attention(visit, thread);
+#pragma omp barrier
+        each_row(thread, [&](int64_t r) {
+            float* heads = heads_.data() + r * visit.o.k;
+            narrow(heads, visit.o.k);
+            out_of_attention_.set(r, heads);
+        });
+#pragma omp barrier
+        float* const output[] = {output_.data()};
+        products(&visit.o, 1, out_of_attention_, t_.rows, output, thread);
+#pragma omp barrier
+        each_row(thread, [&](int64_t r) {
+            add(h_ + r * m_.width, output_.data() + r * m_.width, middle_.data() + r * m_.width);
+        });
+        norms(middle_.data(), visit.mlp_norm, into_mlp_, thread);
+#pragma omp barrier
+        const Matrix both[] = {visit.gate, visit.up};
+        float* const gated[] = {gate_.data(), up_.data()};
+        products(both, 2, into_mlp_, t_.rows, gated, thread);
+#pragma omp barrier
+        const int64_t all = t_.rows * m_.inner;
+        activate(thread.first(all), thread.last(all));
+#pragma omp barrier
+        each_row(thread, [&](int64_t r) { inside_mlp_.set(r, gate_.data() + r * m_.inner); });
+#pragma omp barrier
+        products(&visit.down, 1, inside_mlp_, t_.rows, output, thread);
+#pragma omp barrier
+        each_row(thread, [&](int64_t r) { leave(visit, r); });
+        // the same rows are normed next, by the same threads
+    }
+
+   private:
+    template <typename Body>
+    void each_row(Thread thread, Body body) const {
+        for (int64_t r = thread.number; r < t_.rows; r += thread.of) body(r);
+    }
+
+    void narrow(float* x, int64_t count) const {
+        if (m_.is_narrow)
+            for (int64_t i = 0; i < count; ++i) x[i] = narrowed(x[i], true);
+    }
+
+    void norms(const float* x, const float* weight, Activations& into, Thread thread) const {
+        std::vector<float> y(m_.width);
+        each_row(thread, [&](int64_t r) {
+            normed(x + r * m_.width, weight, m_.width, m_.epsilon, m_.is_narrow, y.data());
+            into.set(r, y.data());
+        });
+    }
+
+    // y = x + added, each rounded.
+    void add(const float* x, float* added, float* y) const {
+        narrow(added, m_.width);
+        for (int64_t i = 0; i < m_.width; ++i) y[i] = x[i] + added[i];
+        narrow(y, m_.width);
+    }
+
+    // Turn queries and keys, and write keys and values into the cache.
+    void place(const Visit& visit, bool has_own, Thread thread) {
+        const int64_t size = m_.head_size, each = m_.heads + (has_own ? m_.kv_heads : 0);
+        const int64_t all = t_.rows * each;
+        for (int64_t task = thread.first(all); task < thread.last(all); ++task) {
+            const int64_t r = task / each, head = task % each;
+            const float* cosines = m_.cosines + t_.position[r] * size;
+            const float* sines = m_.sines + t_.position[r] * size;
+            if (head < m_.heads) {
+                float* q = q_.data() + (r * m_.heads + head) * size;
+                narrow(q, size);
+                if (visit.query_norm) normed(q, visit.query_norm, size, m_.epsilon, m_.is_narrow, q);
+                turn(q, cosines, sines, size, m_.is_narrow);
+                continue;
+            }
+            const int64_t own = head - m_.heads;
+            float* k = k_.data() + (r * m_.kv_heads + own) * size;
+            float* v = v_.data() + (r * m_.kv_heads + own) * size;
+            narrow(k, size);
+            narrow(v, size);
+            if (visit.key_norm) normed(k, visit.key_norm, size, m_.epsilon, m_.is_narrow, k);
+            turn(k, cosines, sines, size, m_.is_narrow);
+            const int64_t start = (t_.sequence[r] * m_.kv_heads + own) * size * m_.capacity;
+            Kept* keys = static_cast<Kept*>(visit.own_keys) + start + t_.place[r];
+            Kept* values = static_cast<Kept*>(visit.own_values) + start + t_.place[r] * size;
+            for (int64_t i = 0; i < size; ++i) keys[i * m_.capacity] = kept<Kept>(k[i]);
+            for (int64_t i = 0; i < size; ++i) values[i] = kept<Kept>(v[i]);
+        }
+    }
+
+    void attention(const Visit& visit, Thread thread) {
+        const int64_t group = m_.heads / m_.kv_heads;
+        if (group % 4 == 0 && t_.rows * m_.heads / 4 >= thread.of)
+            attention_of<4>(visit, thread);
+        else if (group % 2 == 0 && t_.rows * m_.heads / 2 >= thread.of)
+            attention_of<2>(visit, thread);
+        else
+            attention_of<1>(visit, thread);
+    }
+
+    template <int G>
+    void attention_of(const Visit& visit, Thread thread) {
+        const int64_t size = m_.head_size, group = m_.heads / m_.kv_heads, each = m_.heads / G;
+        const int64_t all = t_.rows * each;
+        std::vector<float> scores(G * (m_.capacity + 16));
+        for (int64_t task = thread.first(all); task < thread.last(all); ++task) {
+            const int64_t r = task / each, head = task % each * G;
+            const float* q = q_.data() + (r * m_.heads + head) * size;
+            float* y = heads_.data() + (r * m_.heads + head) * size;
+            const int64_t start = (t_.sequence[r] * m_.kv_heads + head / group) * size * m_.capacity;
+            const int64_t to = t_.place[r] + 1 - visit.is_strictly_past;
+            const int64_t from = visit.window ? std::max(t_.first[r], t_.place[r] + 1 - visit.window) : t_.first[r];
+            if (from >= to)
+                std::fill(y, y + G * size, 0.0f);
+            else
+                attend<G, Kept>(q, static_cast<const Kept*>(visit.keys) + start,
+                                static_cast<const Kept*>(visit.values) + start, from, to, size, m_.capacity,
+                                static_cast<float>(m_.scaling), scores.data(), y);
+        }
+    }
+
+    // gate = silu(gate) * up
+    void activate(int64_t from, int64_t to) {
+        float *gate = gate_.data(), *up = up_.data();
+        if (m_.is_narrow) {
+            for (int64_t i = from; i < to; ++i) {
+                const float x = narrowed(gate[i], true);
+                gate[i] = narrowed(narrowed(x / (1.0f + exponential(-x)), true) * narrowed(up[i], true), true);
+            }
+            return;
+        }
+#pragma omp simd
+        for (int64_t i = from; i < to; ++i) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+    }
+
+    // h becomes what the visit makes of it.
+    void leave(const Visit& visit, int64_t r) {
+        float *h = h_ + r * m_.width, *middle = middle_.data() + r * m_.width;
+        add(middle, output_.data() + r * m_.width, middle);
+        const float damp = static_cast<float>(visit.damp);
+        if (damp == 1)
+            std::copy(middle, middle + m_.width, h);
+        else
+            for (int64_t i = 0; i < m_.width; ++i)
+                h[i] = narrowed(h[i] + damp * (middle[i] - h[i]), m_.is_narrow);
+    }
+
+    const Model& m_;
+    const Tokens& t_;
+    float* h_;
+    Activations into_attention_, out_of_attention_, into_mlp_, inside_mlp_;
+    std::vector<float> q_, k_, v_, heads_, middle_, output_, gate_, up_;
+};
+
+}  // namespace restack

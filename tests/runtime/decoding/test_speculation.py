@@ -1,0 +1,221 @@
+"""Whatever drafts, the text is that of the model; and what both views run is run once."""
+
+import pytest
+import torch
+from scipy import stats
+from transformers.cache_utils import DynamicCache
+
+from restack import quantize, view
+from restack.runtime.decoding import Drafter, decode
+from restack.runtime.decoding.pace import Pace
+from restack.runtime.native import Kernel, quiet_kernel
+from restack.views.recording import recording
+from tests.llama.tiny import model as house
+from tests.runtime.decoding.test_decode import PROMPT, made
+
+PAIRS = [
+    ("0:4", "0:4"),  # the draft is always right
+    ("0:4", "0:3"),
+    ("0:4", "1:4"),  # nothing in common but the embedding
+    ("0:3,1:4", "0:4"),  # the base drafts for a deeper view
+    ("0:3", "0:4"),  # a draft that is deeper
+    ("0:2,1@0.5,2,3", "0:2,3"),
+    ("0:4;kv=0_0_2_2", "0:3;kv=0_0_2"),
+]
+
+
+@pytest.fixture(autouse=True)
+def has_kernel():
+    if quiet_kernel() is None:
+        pytest.skip("no C++ compiler")
+
+
+class Steady(Pace):
+    """Drafts so many tokens always."""
+
+    def __init__(self, length):
+        super().__init__()
+        self.length = length
+
+    def next_length(self):
+        return self.length
+
+
+def drafter(model, length):
+    result = Drafter(model)
+    result.pace = Steady(length)
+    return result
+
+
+def spoken(model, found=None, tokens=PROMPT, new=24, **options):
+    def lean(model, input_ids, **given):
+        return decode(model, input_ids, drafter=found, **given)
+
+    options = {"max_new_tokens": new, "do_sample": False, "attention_mask": torch.ones_like(tokens)} | options
+    torch.manual_seed(3)
+    return model.generate(tokens, **options, **({} if found is None else {"custom_generate": lean}))
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 8])
+@pytest.mark.parametrize(("plan", "draft"), PAIRS)
+def test_greedy_text_is_the_models_own(plan, draft, length):
+    base = made("llama")
+    model, found = view(base, plan), drafter(view(base, draft), length)
+    assert torch.equal(spoken(model, found), spoken(model))
+    assert bool(found.pace.drafted) == bool(length)
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2 with windows", "qwen3"])
+def test_so_it_is_with_other_families(name):
+    base = made(name)
+    found = drafter(view(base, "0,1,3"), 3)
+    assert torch.equal(spoken(base, found), spoken(base)) and found.pace.accepted < found.pace.drafted
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_so_it_is_with_packed_weights(bits):
+    base = quantize(made("qwen3"), bits)
+    assert torch.equal(spoken(base, drafter(view(base, "0:3"), 3)), spoken(base))
+
+
+def test_so_it_is_with_the_house_model():
+    base = house("0_0_2_2_4_4", initializer_range=0.3)
+    tokens = PROMPT % base.config.vocab_size
+    found = drafter(view(base, "0:4"), 3)
+    assert torch.equal(spoken(base, found, tokens), spoken(base, tokens=tokens))
+
+
+def test_a_draft_that_is_right_is_kept_whole():
+    base = made("llama")
+    found = drafter(view(base, "0:4"), 5)
+    spoken(base, found, new=25)  # one from the prompt, and four rounds of six
+    assert (found.pace.drafted, found.pace.accepted) == (20, 20)
+
+
+def test_what_both_begin_with_is_run_once(monkeypatch):
+    """Rows that were run, a visit each: of the common visits no more than there are tokens to run."""
+    base, step = made("llama"), Kernel.step
+    for plan, common in (("0:3", 3), ("0:2,3", 2), ("1:4", 0)):
+        rows, found = [], drafter(view(base, plan), 2)
+
+        def counted(kernel, model, visits, tokens, hidden, rows=rows):
+            rows += [(model, visit, tokens.rows) for visit in visits]
+            step(kernel, model, visits, tokens, hidden)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Kernel, "step", counted)
+            spoken(base, found)
+        target = next(model for model, visit, _ in rows if visit == 3)
+        rounds = sum(visit == 3 for _, visit, _ in rows)
+        ran = {
+            visit: sum(count for model, each, count in rows if model is target and each == visit)
+            for visit in range(4)
+        }
+        assert set(ran.values()) == {found.pace.drafted + rounds}  # each drafted token, and one more a round
+        others = [visit for model, visit, _ in rows if model is not target]
+        assert (min(others) if others else common) == common
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_k": 8}, {"top_p": 0.7, "top_k": 0}, {"repetition_penalty": 1.4}]
+)
+def test_samples_are_distributed_as_the_model_says(settings):
+    """Chi-square of pairs of tokens, against those of many rows without a draft."""
+    base = made("llama", vocab_size=24, initializer_range=0.15)
+    tokens, count = PROMPT % 24, 1500
+    options = {"do_sample": True, "temperature": 1.2, "top_k": 0} | settings
+    torch.manual_seed(1)
+    many = base.generate(tokens.expand(40 * count, -1), max_new_tokens=3, **options)[:, -2:]
+    seen, found = [], drafter(view(base, "0:2,3"), 2)
+
+    def lean(model, input_ids, **given):
+        return decode(model, input_ids, drafter=found, **given)
+
+    for _ in range(count):
+        text = base.generate(tokens, max_new_tokens=3, custom_generate=lean, **options)
+        seen.append(text[0, -2:].tolist())
+    assert 0.1 < found.pace.accepted / found.pace.drafted < 0.9
+    expected = (
+        torch.zeros(24, 24).index_put_(tuple(many.T), torch.ones(()), accumulate=True).flatten().double() / 40
+    )
+    counts = (
+        torch.zeros(24, 24).index_put_(tuple(torch.tensor(seen).T), torch.ones(()), accumulate=True).flatten()
+    )
+    often = expected >= 5
+    assert expected[often].sum() > 0.2 * count
+    pooled = [torch.cat([each[often], each[~often].sum()[None]]).double() for each in (counts, expected)]
+    pooled[1] *= count / pooled[1].sum()
+    kept = pooled[1] > 0
+    statistic = stats.chisquare(*(each[kept].numpy() for each in pooled))
+    assert statistic.pvalue > 1e-3
+
+
+def test_the_cache_and_what_is_recorded_are_the_models_own():
+    base, told = made("qwen3"), []
+    for found in (None, drafter(view(base, "0:3"), 3)):
+        cache = DynamicCache(config=base.config)
+        with recording(base, (0, 2, 3, 4)) as hidden:
+            text = spoken(base, found, past_key_values=cache)
+        told.append((text, cache, {visit: hidden[visit] for visit in hidden}))
+    (text, cache, hidden), (our_text, our_cache, our_hidden) = told
+    assert torch.equal(our_text, text) and our_hidden.keys() == hidden.keys()
+    for ours, theirs in zip(our_cache.layers, cache.layers, strict=True):
+        torch.testing.assert_close(ours.keys, theirs.keys, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.values, theirs.values, atol=1e-4, rtol=1e-4)
+    for visit, states in hidden.items():
+        torch.testing.assert_close(our_hidden[visit], states, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("place", [2, 5, 9])
+def test_a_text_ends_where_it_ends_in_the_middle_of_a_draft(place):
+    base = made("llama")
+    whole = spoken(base)[0, 13:].tolist()
+    options = {"eos_token_id": whole[place], "pad_token_id": 0}
+    cache = DynamicCache(config=base.config)
+    ours = spoken(base, drafter(view(base, "0:4"), 8), past_key_values=cache, **options)
+    assert torch.equal(ours, spoken(base, **options))
+    assert cache.get_seq_length() == ours.shape[1] - 1
+
+
+def test_what_cannot_be_drafted_for_is_drawn_without(monkeypatch):
+    cyclic = house("0_4x4_5", initializer_range=0.3)
+    tokens = PROMPT % cyclic.config.vocab_size
+    found = drafter(view(house(initializer_range=0.3), "0:4"), 3)
+    assert torch.equal(spoken(cyclic, found, tokens), spoken(cyclic, tokens=tokens))
+    base = made("llama")
+    two = torch.cat([PROMPT, PROMPT.flip(1)])
+    assert torch.equal(spoken(base, found, two), spoken(base, tokens=two))
+    assert found.pace.drafted == 0
+
+
+def told(pace, rounds, right, draft=0.3, check=lambda length: 1 + 0.1 * length):
+    """The lengths that a pace chooses, where so many tokens of a draft are right."""
+    lengths = []
+    for _ in range(rounds):
+        length = pace.next_length()
+        lengths.append(length)
+        pace.note(length, min(right, length), draft * length, check(length))
+    return lengths
+
+
+def test_a_good_draft_is_made_long():
+    lengths = told(Pace(), 60, right=8)
+    assert lengths[:4] == [0, 0, 1, 1] and max(lengths[-10:]) >= 4 and min(lengths[-10:]) > 0
+
+
+def test_a_bad_draft_is_left_off():
+    lengths = told(Pace(), 200, right=0)
+    assert sum(lengths) <= 6 and not any(lengths[100:])
+
+
+def test_a_draft_that_cannot_pay_is_not_tried_again():
+    pace = Pace()
+    assert sum(told(pace, 50, right=8, draft=0.9, check=lambda length: 1 + length)) <= 2 and pace.is_over
+    pace.begin()
+    assert not any(told(pace, 20, right=8, draft=0.9, check=lambda length: 1 + length))
+
+
+def test_a_draft_may_become_good():
+    pace = Pace()
+    told(pace, 8, right=0)
+    assert any(told(pace, 60, right=8)[-20:])
