@@ -12,7 +12,7 @@ from restack.chat.template import ChatTemplate
 from restack.chat.thoughts import Tags, special_tokens, tags_of
 from restack.chat.window import Window
 from restack.errors import UsageError
-from restack.runtime import Generated, PromptCache, Sampling, generate_all
+from restack.runtime import Drafter, Generated, PromptCache, Sampling, generate_all
 
 OTHER = {"assistant": "user", "user": "assistant"}
 
@@ -39,6 +39,7 @@ class Conversation:
         tags: a thought stands between them.
         window: what the model is shown when the conversation is longer than its context.
         cache: the keys and values of what the model has read last.
+        drafter: drafts what the model then checks, for speed alone; None: nothing does.
         on_note: is told what the user should know.
         last: what generating the last message took; None before.
     """
@@ -54,12 +55,13 @@ class Conversation:
         speaks: str = "assistant",
         tags: Tags | None = None,
         overflow: str = "stop",
+        drafter: Drafter | None = None,
         on_note: Callable[[str], None] = _ignore,
     ) -> None:
         """A conversation without messages.
 
         Args:
-            model, tokenizer, ai_prefix, sampling, speaks, on_note: see above.
+            model, tokenizer, ai_prefix, sampling, speaks, drafter, on_note: see above.
             system: the system prompt.
             tags: without them, those of its template or vocabulary, or else <think> and </think>.
             overflow: what to do when the context is full: "stop", "drop" or "shift"; see `Window`.
@@ -77,6 +79,7 @@ class Conversation:
         self.speaks = speaks
         self.tags = tags or tags_of(tokenizer)
         self.window = Window(overflow)
+        self.drafter = drafter
         self.on_note = on_note
         self.last: Generated | None = None
         self.messages: list[Message] = []

@@ -94,6 +94,7 @@ class Speech:
             hear,
             stop=ChatTemplate(talk.tokenizer).stops(talk.speaks),
             prompt_cache=talk.cache,
+            drafter=talk.drafter,
             follows=min(FOLLOWS, len(tokens)) if follows else 0,
             shown=special_tokens(talk.tags, talk.tokenizer),
         )

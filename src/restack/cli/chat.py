@@ -56,6 +56,7 @@ def run(source: Source, options: dict[str, Any], *, session: Path | None, shows_
         shows_thoughts: whether thoughts are shown, dimmed.
     """
     base, model, tokenizer = source.load()
+    options["drafter"] = source.drafter(base, tokenizer)
     terminal = Terminal(thoughts=shows_thoughts)
     chat = Chat(base, source.plan, Conversation(model, tokenizer, **options, on_note=terminal.note), terminal)
     chat.introduce(source.reference.model)
@@ -184,6 +185,7 @@ class Chat:
         loaded = load_session(name.strip(), before.model, before.tokenizer)
         loaded.on_note = before.on_note
         self.conversation = loaded
+        loaded.drafter = before.drafter
         self.terminal.note(f"Going on with {len(loaded.messages)} messages of {name.strip()}.")
         for message in loaded.messages[-2:]:
             if message.role != "system":

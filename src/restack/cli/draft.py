@@ -163,7 +163,9 @@ def _tell(facts: dict[str, Any], found: Drafting, before: Plan) -> None:
     if facts["recipe"]:
         lines.append(f"recipe: {facts['recipe']}")
     if found.pays:
+        spec = "" if before.is_identity else f"@{before}"
         lines += [
+            f"On the command line: restack chat '{facts['model']}{spec}' --draft '@{best['plan']}'",
             f"In Python, with base = restack.open({facts['model']!r}):",
             f"  drafter = restack.view(base, {best['plan']!r})",
             f"  drafter.generation_config.num_assistant_tokens = {best['length']}",

@@ -30,8 +30,11 @@ def run(
     if not all(prompt.strip() for prompt in prompts):
         which = "the prompt" if len(prompts) == 1 else "a prompt"
         raise UsageError(f"{which} is empty; write something to answer")
-    _, model, tokenizer = source.load()
-    conversation = Conversation(model, tokenizer, system=system, ai_prefix=ai_prefix, sampling=sampling)
+    base, model, tokenizer = source.load()
+    drafter = source.drafter(base, tokenizer)
+    conversation = Conversation(
+        model, tokenizer, system=system, ai_prefix=ai_prefix, sampling=sampling, drafter=drafter
+    )
     if len(prompts) > 1:
         if raw:
             rows = [_tokens(model, tokenizer, prompt) for prompt in prompts]
@@ -42,7 +45,8 @@ def run(
         write("\n".join(parts))
         return
     if raw:
-        generate_text(model, tokenizer, _tokens(model, tokenizer, prompts[0]), sampling, write)
+        tokens = _tokens(model, tokenizer, prompts[0])
+        generate_text(model, tokenizer, tokens, sampling, write, drafter=drafter)
     else:
         conversation.ask(prompts[0], lambda piece: write(piece.text))
     print(flush=True)

@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -64,6 +64,7 @@ class Source:
     revision: str | None = None
     trust_remote_code: bool = False
     quantize: str | None = None
+    draft: str | None = None
 
     def check_place(self) -> None:
         """Refuse a dtype or a device that cannot be, before work that needs it only at its end.
@@ -130,6 +131,28 @@ class Source:
         tokenizer = recipes.open_tokenizer(self.reference, **self.hub)
         base = self.load_base()
         return base, base if plan.is_identity else views.view(base, plan), tokenizer
+
+    def drafter(self, base: Any, tokenizer: Any) -> Any:
+        """What drafts for views of the base, if anything is to: @SPEC, a view of it; or another model.
+
+        Raises:
+            UsageError: the other model has another tokenizer.
+        """
+        if self.draft is None:
+            return None
+        from restack.runtime import Drafter
+
+        name, _, spec = self.draft.partition("@")
+        if name in ("", self.reference.model) and spec:
+            return Drafter(views.view(base, spec))
+        other = replace(self, model=self.draft, layers=None, ratio=None, kv=None, draft=None)
+        _, model, others = other.load()
+        if others.get_vocab() != tokenizer.get_vocab():
+            raise UsageError(
+                f"{self.draft} has another tokenizer than {self.model}, so it cannot draft for it; "
+                "draft with a view of the same model, as in --draft @0:8,12:"
+            )
+        return Drafter(model)
 
     def load_base(self) -> Any:
         """The base model, as one of which a view can run the plan."""

@@ -134,6 +134,14 @@ Quantize = Annotated[
         rich_help_panel="Model",
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="@SPEC",
+        help="Draft tokens with this view of the model, or with another model: the same text, sooner.",
+        rich_help_panel="Model",
+    ),
+]
 Device = Annotated[
     str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps.", rich_help_panel="Model")
 ]

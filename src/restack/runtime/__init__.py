@@ -1,5 +1,6 @@
 """Text from a model or a view of one."""
 
+from restack.runtime.decoding import Drafter
 from restack.runtime.generation import (
     ContextFull,
     Generated,
@@ -14,6 +15,7 @@ from restack.runtime.prompt_cache import PromptCache
 
 __all__ = [
     "ContextFull",
+    "Drafter",
     "Generated",
     "Perplexity",
     "PromptCache",

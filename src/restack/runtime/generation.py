@@ -12,7 +12,7 @@ import torch
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
 from restack.errors import UsageError
-from restack.runtime.decoding import decode, draws_one_by_one
+from restack.runtime.decoding import Drafter, can_draft, decode, draws_one_by_one
 from restack.runtime.prompt_cache import PromptCache, Reuse
 from restack.runtime.streaming import TextStream, text_of
 
@@ -135,6 +135,7 @@ def generate(
     *,
     stop: Sequence[str] = (),
     prompt_cache: PromptCache | None = None,
+    drafter: Drafter | None = None,
     follows: int = 0,
     shown: Collection[int] = (),
     **options: Any,
@@ -150,6 +151,9 @@ def generate(
         stop: the text ends before the first of these strings; transformers keeps the string itself.
         prompt_cache: holds what the model has read before, and then this; the prompt's beginning is not read
             again.
+        drafter: drafts tokens that the model checks, several in a pass: the text is the model's all the same.
+            Where our own loop cannot run the two, transformers' assisted generation does it, without what the
+            prompt cache holds.
         follows: how many tokens at the end of the prompt the text follows within a sentence; the tokenizers
             that leave out the blank before a first word keep it then.
         shown: special tokens that are part of the text.
@@ -164,12 +168,15 @@ def generate(
     limit = sampling.max_tokens if room is None else min(sampling.max_tokens, room)
     before = prompt[len(prompt) - follows :]
     stream = TextStream(tokenizer, on_text, stop=stop, before=before, shown=shown)
+    is_assisted = drafter is not None and not can_draft(model, drafter)
+    if drafter is not None and is_assisted:
+        options["assistant_model"], prompt_cache = drafter.model, None
     reading = nullcontext(Reuse(None)) if prompt_cache is None else prompt_cache.reading(model, prompt)
     with reading as reuse:
         if reuse.cache is not None:
             options["past_key_values"] = reuse.cache
         if draws_one_by_one(model, options):
-            options["custom_generate"] = partial(decode, stream=stream)
+            options["custom_generate"] = partial(decode, stream=stream, drafter=drafter)
         try:
             model.generate(
                 tokens,

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache
 from restack.runtime.decoding.pace import Pace
 from restack.runtime.decoding.stepper import Recorder, Stepper
 from restack.runtime.decoding.structure import Structure, structure
+from restack.runtime.native import quiet_kernel
 from restack.views.leading import leading_visits
 
 ScoresOf = Callable[[Sequence[int], torch.Tensor], torch.Tensor]
@@ -41,6 +42,12 @@ class Drafter:
         if found is None or not (found.takes_several and target.takes_several):
             return None
         return found if found.head.out_features == target.head.out_features else None
+
+
+def can_draft(model: Any, drafter: Drafter) -> bool:
+    """Whether our own loop can run a model and what drafts for it."""
+    found = structure(model)
+    return found is not None and quiet_kernel() is not None and drafter.structure(found) is not None
 
 
 class Speculation:
