@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+FIGURES := build/benchmarks
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-all lint format bench clean
@@ -25,12 +26,16 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python benchmarks/view_cost.py
-	$(BIN)/python benchmarks/convert_full.py
-	$(BIN)/python benchmarks/chat.py
-	$(BIN)/python benchmarks/scan_cost.py
-	$(BIN)/python benchmarks/kv_sharing.py
-	$(BIN)/python benchmarks/gqa_groups.py --plot docs/pictures/gqa_groups.png
+	mkdir -p $(FIGURES)
+	$(BIN)/python benchmarks/view_cost.py --json $(FIGURES)/view_cost.json
+	$(BIN)/python benchmarks/convert_full.py --json $(FIGURES)/convert_full.json
+	$(BIN)/python benchmarks/chat.py --json $(FIGURES)/chat.json
+	$(BIN)/python benchmarks/scan_cost.py --json $(FIGURES)/scan_cost.json
+	$(BIN)/python benchmarks/kv_sharing.py --json $(FIGURES)/kv_sharing.json
+	$(BIN)/python benchmarks/gqa_groups.py --plot docs/pictures/gqa_groups.png --json $(FIGURES)/gqa_groups.json
+	$(BIN)/python benchmarks/decode.py --json $(FIGURES)/decode.json
+	$(BIN)/python benchmarks/speculation.py --json $(FIGURES)/speculation.json
+	$(BIN)/python benchmarks/page.py $(FIGURES) docs/benchmarks.md
 
 clean:
 	rm -rf $(VENV) build dist demo
