@@ -35,6 +35,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/gqa_groups.py --plot docs/pictures/gqa_groups.png --json $(FIGURES)/gqa_groups.json
 	$(BIN)/python benchmarks/decode.py --json $(FIGURES)/decode.json
 	$(BIN)/python benchmarks/speculation.py --json $(FIGURES)/speculation.json
+	$(BIN)/python benchmarks/concurrency.py --json $(FIGURES)/concurrency.json
 	$(BIN)/python benchmarks/page.py $(FIGURES) docs/benchmarks.md
 
 clean:

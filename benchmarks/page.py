@@ -1,6 +1,6 @@
 """docs/benchmarks.md from the JSON that the benchmarks wrote.
 
-    python benchmarks/page.py build/benchmarks docs/benchmarks.md
+python benchmarks/page.py build/benchmarks docs/benchmarks.md
 """
 
 import json

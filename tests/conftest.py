@@ -18,6 +18,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kernel_compiled():
+    """Once, before any test looks at what is said meanwhile or how long something takes."""
+    from restack.runtime.native import quiet_kernel
+
+    quiet_kernel()
+
+
 THREADS = torch.get_num_threads()
 
 

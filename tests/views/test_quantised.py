@@ -196,3 +196,14 @@ class TestGGUF:
         assert torch.equal(greedy(view), greedy(twin))
         assert {id(parameter) for parameter in view.parameters()} == {id(p) for p in base.parameters()}
         assert type(base).__name__ == LLAMA.config_class.__name__.replace("Config", "ForCausalLM")
+
+    @pytest.mark.parametrize("format", ["int8", "int4"])
+    def test_what_was_read_from_a_file_is_packed(self, gguf, tmp_path, format):
+        self.write(gguf, pair(**SIZES).base, tmp_path / "model.gguf")
+        plain, packed = self.load(tmp_path / "model.gguf"), self.load(tmp_path / "model.gguf")
+        restack.quantize(packed, format)
+        for path, layer in packed.named_modules():
+            if hasattr(layer, "packed"):  # the weights that its own stand for
+                plain.get_submodule(path).weight.data = layer.packed.unpacked()
+        ours, theirs = (logits(restack.view(model, ORDER)) for model in (packed, plain))
+        assert (ours - theirs).norm() < 1e-3 * theirs.norm()

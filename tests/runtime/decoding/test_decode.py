@@ -274,6 +274,17 @@ def test_room_is_made_for_a_long_text(monkeypatch):
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_any_number_of_threads_says_the_same(threads):
+    torch.set_num_threads(threads)
+    for name, bits in (("qwen3", None), ("llama with biases", "int4")):
+        model = made(name) if bits is None else quantize(made(name), bits)
+        batch = torch.cat([PROMPT, PROMPT.flip(1), PROMPT.roll(3)])
+        for tokens in (PROMPT, batch):
+            theirs, ours = both(view(model, "0:3,1:4"), tokens)
+            assert torch.equal(ours, theirs)
+
+
 def test_several_tokens_at_once_are_those_one_by_one():
     from restack.runtime.decoding.stepper import Stepper
 

@@ -264,7 +264,8 @@ class Step {
     void attention_of(const Visit& visit, Thread thread) {
         const int64_t size = m_.head_size, group = m_.heads / m_.kv_heads, each = m_.heads / G;
         const int64_t all = t_.rows * each;
-        std::vector<float> scores(G * (m_.capacity + 16));
+        const int64_t longest = *std::max_element(t_.place, t_.place + t_.rows) + 1;
+        std::vector<float> scores(G * (longest + 16));
         for (int64_t task = thread.first(all); task < thread.last(all); ++task) {
             const int64_t r = task / each, head = task % each * G;
             const float* q = q_.data() + (r * m_.heads + head) * size;

@@ -39,7 +39,7 @@ def quantize(model: Model, format: str) -> Model:
         raise ModelError(
             f"only a loaded model of transformers can be quantised, not a {type(model).__name__}"
         )
-    if getattr(config, "quantization_config", None) is not None:
+    if getattr(config, "quantization_config", None) is not None and not _is_unpacked_file(model):
         raise ModelError("the model is quantised already; open it anew to quantise it otherwise")
     if PLAN in vars(model):
         raise ModelError("a view cannot be quantised, others share its weights; quantise its base before")
@@ -63,3 +63,9 @@ def quantize(model: Model, format: str) -> Model:
     vars(model)["hf_quantizer"] = PackedQuantizer(settings, pre_quantized=True)
     vars(model)["is_quantized"], vars(model)["quantization_method"] = True, settings.quant_method
     return model
+
+
+def _is_unpacked_file(model: Any) -> bool:
+    """Whether the weights of a GGUF file were unpacked when it was loaded: then they are plain ones."""
+    method = getattr(model.config.quantization_config, "quant_method", None)
+    return method == "gguf" and all(tensor.is_floating_point() for tensor in model.parameters())
