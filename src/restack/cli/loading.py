@@ -145,7 +145,7 @@ class Source:
         name, _, spec = self.draft.partition("@")
         if name in ("", self.reference.model) and spec:
             return Drafter(views.view(base, spec))
-        other = replace(self, model=self.draft, layers=None, ratio=None, kv=None, draft=None)
+        other = replace(self, model=self.draft, layers=None, ratio=None, kv=None, revision=None, draft=None)
         _, model, others = other.load()
         if others.get_vocab() != tokenizer.get_vocab():
             raise UsageError(

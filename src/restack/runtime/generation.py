@@ -12,7 +12,7 @@ import torch
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
 from restack.errors import UsageError
-from restack.runtime.decoding import Drafter, can_draft, decode, draws_one_by_one
+from restack.runtime.decoding import Drafter, decode, draws_one_by_one, is_assisted
 from restack.runtime.prompt_cache import PromptCache, Reuse
 from restack.runtime.streaming import TextStream, text_of
 
@@ -168,8 +168,7 @@ def generate(
     limit = sampling.max_tokens if room is None else min(sampling.max_tokens, room)
     before = prompt[len(prompt) - follows :]
     stream = TextStream(tokenizer, on_text, stop=stop, before=before, shown=shown)
-    is_assisted = drafter is not None and not can_draft(model, drafter)
-    if drafter is not None and is_assisted:
+    if drafter is not None and is_assisted(model, drafter):
         options["assistant_model"], prompt_cache = drafter.model, None
     reading = nullcontext(Reuse(None)) if prompt_cache is None else prompt_cache.reading(model, prompt)
     with reading as reuse:
@@ -183,7 +182,7 @@ def generate(
                 attention_mask=torch.ones_like(tokens),
                 max_new_tokens=limit,
                 streamer=stream,
-                stopping_criteria=_criteria(tokenizer, stop),
+                stopping_criteria=_criteria(tokenizer, stop, options.pop("stopping_criteria", ())),
                 **sampling.settings(),
                 **options,
             )
@@ -243,7 +242,7 @@ def generate_all(
         tokens,
         attention_mask=mask.to(tokens.device),
         max_new_tokens=sampling.max_tokens,
-        stopping_criteria=_criteria(tokenizer, stop),
+        stopping_criteria=_criteria(tokenizer, stop, options.pop("stopping_criteria", ())),
         **sampling.settings(),
         **options,
     )
@@ -257,9 +256,10 @@ def generate_all(
     return texts
 
 
-def _criteria(tokenizer: Any, stop: Sequence[str]) -> StoppingCriteriaList:
+def _criteria(tokenizer: Any, stop: Sequence[str], further: Sequence[Any]) -> StoppingCriteriaList:
     """What ends a text besides the model and its length."""
-    return StoppingCriteriaList([StopStringCriteria(tokenizer, list(stop))] if stop else [])
+    strings = [StopStringCriteria(tokenizer, list(stop))] if stop else []
+    return StoppingCriteriaList([*strings, *further])
 
 
 def _ends(model: Any) -> set[int]:

@@ -84,14 +84,14 @@ class Hook:
         self.number = number
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return _nothing
+        return nothing
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], further: Any = None) -> None:
         """`further` are keyword arguments, or what comes out."""
         raise NotImplementedError
 
 
-def _nothing(*args: Any) -> None:
+def nothing(*args: Any) -> None:
     """The copy of a hook that records."""
 
 

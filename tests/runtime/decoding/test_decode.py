@@ -235,7 +235,7 @@ def test_samples_are_distributed_as_the_model_says():
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
-@pytest.mark.parametrize("plan", ["0:4", "0:4;kv=0_0_1_3"])
+@pytest.mark.parametrize("plan", ["0:4", "0:4;kv=0_0_1_3", "0:2,2@0,3"])
 def test_the_cache_is_left_as_transformers_leaves_it(name, plan):
     model, caches, texts = view(made(name), plan), [], []
     for loop in ({}, {"custom_generate": decode}):
@@ -268,9 +268,11 @@ def test_what_enters_visits_is_recorded():
         torch.testing.assert_close(found[1][visit], theirs, atol=1e-3, rtol=1e-4)
 
 
-def test_room_is_made_for_a_long_text(monkeypatch):
+@pytest.mark.parametrize("settings", [{}, {"rope_parameters": DYNAMIC, "max_position_embeddings": 73}])
+def test_room_is_made_for_a_long_text(monkeypatch, settings):
+    """Never past the length up to which RoPE turns alike."""
     monkeypatch.setattr("restack.runtime.decoding.loop.ROOM", 2)
-    theirs, ours = both(made("llama"), PROMPT, new=60)
+    theirs, ours = both(made("llama", **settings), PROMPT, new=60)
     assert torch.equal(ours, theirs)
 
 
@@ -312,6 +314,11 @@ def of_another_class(model):
     return model
 
 
+def cut_by_config(model):
+    model.config.num_hidden_layers = 3
+    return model
+
+
 def patched(model):
     own = model.model.layers[2].mlp.forward
     model.model.layers[2].mlp.forward = lambda x: own(x) * 2
@@ -322,6 +329,7 @@ def patched(model):
     "changed",
     [
         hooked,
+        cut_by_config,
         of_another_class,
         patched,
         lambda model: model.half(),
@@ -346,6 +354,9 @@ def test_what_the_step_does_not_know_is_left_to_transformers(changed):
         {"use_cache": False},
         {"cache_implementation": "static"},
         {"attention_mask": torch.tensor([[1] * 12 + [0]])},
+        {"attention_mask": torch.tensor([[1] * 6 + [0] + [1] * 6])},
+        {"position_ids": torch.arange(5, 18)[None]},
+        {"prefill_chunk_size": 4},
         {"guidance_scale": 1.5},
     ],
 )

@@ -6,7 +6,7 @@ from scipy import stats
 from transformers.cache_utils import DynamicCache
 
 from restack import quantize, view
-from restack.runtime.decoding import Drafter, decode
+from restack.runtime.decoding import Drafter, decode, is_assisted
 from restack.runtime.decoding.pace import Pace
 from restack.runtime.decoding.speculation import checked, drawn
 from restack.runtime.native import Kernel, quiet_kernel
@@ -186,6 +186,50 @@ def test_what_cannot_be_drafted_for_is_drawn_without(monkeypatch):
     two = torch.cat([PROMPT, PROMPT.flip(1)])
     assert torch.equal(spoken(base, found, two), spoken(base, tokens=two))
     assert found.pace.drafted == 0
+
+
+def test_another_model_drafts_with_its_own_embedding():
+    """Wider, with fewer tokens than the model knows, or more."""
+    base = made("llama")
+    for settings in ({"hidden_size": 128}, {"vocab_size": 90}, {"vocab_size": 130}):
+        other = made("llama", **({"head_dim": 8} | settings))
+        found = drafter(other, 3)
+        assert torch.equal(spoken(base, found), spoken(base)) and found.pace.drafted
+    twin = drafter(made("llama"), 3)  # equal weights, none of them shared
+    assert torch.equal(spoken(base, twin), spoken(base)) and twin.pace.accepted > 0.8 * twin.pace.drafted
+
+
+@pytest.mark.parametrize("place", range(1, 12))
+def test_an_interrupt_in_a_draft_leaves_what_is_right(monkeypatch, place):
+    base, step, calls = made("llama"), Kernel.step, []
+
+    def interrupted(kernel, *given):
+        calls.append(1)
+        if len(calls) == place:
+            raise KeyboardInterrupt
+        step(kernel, *given)
+
+    cache = DynamicCache(config=base.config)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Kernel, "step", interrupted)
+        spoken(base, drafter(view(base, "0:2,3"), 2), past_key_values=cache)
+    length = cache.get_seq_length()
+    assert length >= 13
+    fresh = DynamicCache(config=base.config)
+    with torch.no_grad():
+        base(spoken(base)[:, :length], past_key_values=fresh, use_cache=True)
+    for ours, theirs in zip(cache.layers, fresh.layers, strict=True):
+        torch.testing.assert_close(ours.keys, theirs.keys, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_is_exact_a_token_at_a_time_is_not_drafted_for():
+    cyclic = house("0_4x4_5", initializer_range=0.3)
+    assert not is_assisted(cyclic, Drafter(house(initializer_range=0.3)))
+    base = made("llama")
+    assert not is_assisted(base, Drafter(view(base, "0:3")))
+    base.model.layers[0].mlp.register_forward_hook(lambda *given: None)
+    assert is_assisted(base, Drafter(made("llama")))
+    assert not is_assisted(base, Drafter(made("llama", vocab_size=90)))
 
 
 def told(pace, rounds, right, draft=0.3, check=lambda length: 1 + 0.1 * length):

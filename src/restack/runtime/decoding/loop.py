@@ -31,6 +31,10 @@ PROCESSORS = (
     processors.TopPLogitsWarper,
     processors.TypicalLogitsWarper,
 )
+# What transformers may hand to a decoding method, and the loop takes into account.
+UNDERSTOOD = (
+    "attention_mask", "cache_position", "logits_to_keep", "past_key_values", "position_ids", "use_cache",
+)  # fmt: skip
 MODES = ("greedy_search", "sample")
 EXTRAS = (
     "return_dict_in_generate",
@@ -38,14 +42,16 @@ EXTRAS = (
     "output_logits",
     "output_attentions",
     "output_hidden_states",
+    "prefill_chunk_size",
 )
 
 
 def draws_one_by_one(model: Any, options: Mapping[str, Any]) -> bool:
     """Whether `generate` with these keyword arguments draws token after token, as `decode` does: no beams."""
-    settings = copy.deepcopy(model.generation_config)
-    settings.update(**options)
-    return settings.get_generation_mode(options.get("assistant_model")) in MODES
+    settings = copy.deepcopy(options.get("generation_config") or model.generation_config)
+    settings.update(**{name: value for name, value in options.items() if name != "generation_config"})
+    is_other = "custom_generate" in options or settings.stop_strings
+    return not is_other and settings.get_generation_mode(options.get("assistant_model")) in MODES
 
 
 def decode(
@@ -64,17 +70,17 @@ def decode(
     the model's own forward. Then, if the native step can run the model, it does; else transformers goes on.
     A drafter may draft for one text.
     """
-    found, compiled = _lean(model, generation_config, model_kwargs)
+    found, compiled = _lean(model, input_ids, generation_config, model_kwargs)
     if found is None or compiled is None:
         return model._sample(  # type: ignore[no-any-return]
             input_ids, logits_processor, stopping_criteria, generation_config, streamer=stream, **model_kwargs
         )
     cache, mask = model_kwargs["past_key_values"], model_kwargs.get("attention_mask")
-    logits = _prefilled(model, input_ids, cache, mask, model_kwargs.get("position_ids"))
     batch, pad = len(input_ids), generation_config._pad_token_tensor
-    firsts = [0] * batch if mask is None else mask.argmax(dim=1).tolist()
+    logits = _prefilled(model, input_ids, cache, mask, model_kwargs.get("position_ids"))
+    firsts = _firsts(input_ids, mask)
     room = min(generation_config.max_length, input_ids.shape[1] + ROOM)
-    stepper = Stepper(compiled, found, firsts, room)
+    stepper = Stepper(compiled, found, firsts, room, longest=generation_config.max_length)
     stepper.take(cache)
     text = Text(
         tokens=input_ids,
@@ -89,7 +95,7 @@ def decode(
     drafting = drafter.structure(found) if drafter is not None and may_draft else None
     try:
         text.add(text.drawn(logits))
-        if drafter is None or drafting is None:
+        if drafter is None or drafting is None or not text.left:
             _draw(text, stepper)
         else:
             speculation = Speculation(
@@ -181,26 +187,19 @@ def _draw_drafted(text: Text, speculation: Speculation, longest: int) -> None:
 
 
 def _lean(
-    model: Any, generation_config: Any, model_kwargs: dict[str, Any]
+    model: Any, input_ids: torch.Tensor, generation_config: Any, model_kwargs: dict[str, Any]
 ) -> tuple[Structure | None, Kernel | None]:
     """The structure and the kernel, if the native step can do what is asked for."""
     cache: Any = model_kwargs.get("past_key_values")
-    mask = model_kwargs.get("attention_mask")
-    known = {
-        "attention_mask",
-        "cache_position",
-        "logits_to_keep",
-        "past_key_values",
-        "position_ids",
-        "use_cache",
-    }
-    asked = {name for name, value in model_kwargs.items() if value is not None and name not in known}
+    asked = {name for name, value in model_kwargs.items() if value is not None and name not in UNDERSTOOD}
+    is_recorded = any(each.model is model for each in recordings_here())
     if (
         asked
         or any(getattr(generation_config, name, None) for name in EXTRAS)
         or type(cache) is not DynamicCache
         or cache.offloading
-        or not _pads_first(mask)
+        or (is_recorded and len(input_ids) > 1)
+        or not _counts_from_the_first(input_ids, model_kwargs)
     ):
         return None, None
     found = structure(model)
@@ -209,11 +208,29 @@ def _lean(
     return found, quiet_kernel()
 
 
-def _pads_first(mask: torch.Tensor | None) -> bool:
-    """Whether all padding of a mask, (B, T), comes before the text."""
-    return mask is None or (
-        mask.ndim == 2 and bool((mask.diff(dim=1) >= 0).all()) and bool(mask[:, -1].all())
-    )
+def _firsts(input_ids: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
+    """How much padding there is before each text."""
+    if mask is None:
+        return [0] * len(input_ids)
+    return mask.long().argmax(dim=1).tolist()  # type: ignore[no-any-return]
+
+
+def _counts_from_the_first(input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> bool:
+    """Whether all padding comes before the texts, and positions count from their first tokens."""
+    mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
+    if mask is not None:
+        if mask.shape != input_ids.shape:
+            return False
+        mask = mask.long()
+        if not ((mask.diff(dim=1) >= 0).all() and mask[:, -1].all()):
+            return False
+    if positions is None:
+        return True
+    if positions.shape[1] != input_ids.shape[1]:
+        return False
+    firsts = torch.tensor(_firsts(input_ids, mask), device=positions.device)[:, None]
+    expected = torch.arange(input_ids.shape[1], device=positions.device) - firsts
+    return bool(((positions == expected) | (expected < 0)).all())
 
 
 def _prefilled(

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
 from restack.runtime.decoding.pace import Pace
@@ -39,15 +40,22 @@ class Drafter:
     def structure(self, target: Structure) -> Structure | None:
         """What the native step needs to know of it; None where it cannot draft for this model."""
         found = structure(self.model)
-        if found is None or not (found.takes_several and target.takes_several):
-            return None
-        return found if found.head.out_features == target.head.out_features else None
+        several = found is not None and found.takes_several and target.takes_several
+        return found if several else None
 
 
-def can_draft(model: Any, drafter: Drafter) -> bool:
-    """Whether our own loop can run a model and what drafts for it."""
+def is_assisted(model: Any, drafter: Drafter) -> bool:
+    """Whether transformers' assisted generation is to draft: our own loop cannot run the two.
+
+    Not for models that see nothing of a token's own keys and values: they are exact a token at a time alone.
+    """
     found = structure(model)
-    return found is not None and quiet_kernel() is not None and drafter.structure(found) is not None
+    if found is not None and not found.takes_several:
+        return False
+    if found is not None and quiet_kernel() is not None and drafter.structure(found) is not None:
+        return False
+    sizes = {each.config.get_text_config(decoder=True).vocab_size for each in (model, drafter.model)}
+    return len(sizes) == 1 and not getattr(model, "_is_stateful", False)
 
 
 class Speculation:
@@ -86,8 +94,12 @@ class Speculation:
         self.draft.take(cache, self.common)
         drafter.pace.begin()
         self._pieces: list[Pieces] = []
-        self._entered: list[torch.Tensor] = []  # the first visit that only one of the two makes, this round
-        self._waiting: list[torch.Tensor] = []  # that visit of the draft, which has not run for them
+        self._embeds_alike = found.embedding.weight is target.structure.embedding.weight
+        # What enters the first visit that the two have not in common: in this round, of each of the two; and
+        # for tokens for which the draft has not run its own visits.
+        self._entered: list[torch.Tensor] = []
+        self._entered_draft: list[torch.Tensor] = []
+        self._waiting: list[torch.Tensor] = []
 
     def draw(
         self, text: Sequence[int], most: int, scores_of: ScoresOf, recordings: Sequence[Recorder] = ()
@@ -103,14 +115,15 @@ class Speculation:
         began = perf_counter()
         length = min(self.drafter.pace.next_length(), most - 1)
         place, self._pieces = self.target.lengths[0], [Pieces(each) for each in recordings]
-        self._entered = [self._enter(text[-1], place)]
+        self._entered, self._entered_draft = [], []
+        self._enter(text[-1], place)
         guesses: list[int] = []
         chances: list[torch.Tensor] = []
         for number in range(length):
-            logits = self._drafted(place + number + 1, self._entered[-1])
+            logits = self._drafted(place + number + 1)
             chances.append(scores_of([*text, *guesses], logits))
             guesses.append(drawn(chances[-1], self.is_sampled))
-            self._entered.append(self._enter(guesses[-1], place + number + 1))
+            self._enter(guesses[-1], place + number + 1)
         between = perf_counter()
         hidden = torch.cat(self._entered)
         self._run(self.target, range(self.common, len(self.target.structure.visits)), hidden, place)
@@ -132,32 +145,34 @@ class Speculation:
         place, length = self.target.lengths[0], len(self._entered) - 1
         self.target.lengths = [place + tokens]
         if tokens > length:  # the last one that was run is one that the draft has not run itself
-            self._waiting.append(self._entered[length])
+            self._waiting.append(self._entered_draft[length])
         if self.drafter.pace.is_over:
             self._waiting = []
         for each in self._pieces:
             each.hand_over(tokens)
 
-    def _enter(self, token: int, place: int) -> torch.Tensor:
-        """Run the visits that are common to both: what comes out for one token, (1, C)."""
+    def _enter(self, token: int, place: int) -> None:
+        """Run the visits that are common to both for one token."""
         hidden = self.target.enter([[token]])
         self._run(self.target, range(self.common), hidden, place)
-        return hidden
+        self._entered.append(hidden)
+        if not self._embeds_alike:  # another model, which may know fewer tokens
+            known = self.draft.structure.embedding.weight.shape[0]
+            hidden = self.draft.enter([[min(token, known - 1)]])
+        self._entered_draft.append(hidden)
 
-    def _drafted(self, end: int, newest: torch.Tensor) -> torch.Tensor:
-        """The draft's logits, (V,), after the token that ends before `end`."""
-        hidden = torch.cat([*self._waiting, newest])
+    def _drafted(self, end: int) -> torch.Tensor:
+        """The draft's logits, (V,), after the newest token, which ends before `end`."""
+        hidden = torch.cat([*self._waiting, self._entered_draft[-1]])
         self._waiting = []
-        visits = range(self.common, len(self.draft.structure.visits))
-        self._run(self.draft, visits, hidden, end - len(hidden))
-        return self.draft.logits(hidden[-1:])[0]
+        self._run(self.draft, range(self.common, len(self.draft.structure.visits)), hidden, end - len(hidden))
+        logits, count = self.draft.logits(hidden[-1:])[0], self.target.structure.head.out_features
+        return F.pad(logits[:count], (0, count - len(logits[:count])), value=-torch.inf)
 
     def _run(self, stepper: Stepper, visits: range, hidden: torch.Tensor, place: int) -> None:
         """Run hidden states, (T, C), of tokens from a place on through visits."""
-        before, stepper.lengths = stepper.lengths, [place]
         pieces: Sequence[Recorder] = self._pieces if stepper is self.target else ()
-        stepper.run(visits, hidden, [len(hidden)], [0], pieces)
-        stepper.lengths = before
+        stepper.run(visits, hidden, [len(hidden)], [0], pieces, [place])
 
 
 class Pieces:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from transformers.cache_utils import Cache
 
-from restack.runtime.decoding.structure import Structure, VisitStructure
+from restack.runtime.decoding.structure import Structure, VisitStructure, eps_of
 from restack.runtime.native import Kernel, Matrix, Model, Tokens, Visit
 from restack.runtime.native.structures import place
 from restack.runtime.packed.linear import PackedLinear
@@ -42,6 +42,7 @@ class Stepper:
         firsts: Sequence[int],
         tokens: int,
         *,
+        longest: int | None = None,
         beside: "Stepper | None" = None,
         common: int = 0,
     ) -> None:
@@ -52,11 +53,12 @@ class Stepper:
             structure: of the model.
             firsts: of each text, how much padding there is before it.
             tokens: that there is to be room for; more find room too.
+            longest: that a text may become; None: any length.
             beside: of another view of the same weights, whose keys and values of the first visits are these.
             common: how many visits those are.
         """
         self.kernel, self.structure = kernel, structure
-        self._beside, self._common = beside, common
+        self._longest, self._beside, self._common = longest, beside, common
         self.firsts, self.lengths = list(firsts), [0] * len(firsts)
         self._kept: list[Any] = []  # tensors whose places the structures hold
         self._keys: dict[int, torch.Tensor] = {}
@@ -72,7 +74,7 @@ class Stepper:
             inner=mlp.down_proj.in_features,
             is_narrow=structure.dtype == torch.bfloat16,
             count=len(structure.visits),
-            epsilon=getattr(norm, "variance_epsilon", None) or norm.eps,
+            epsilon=eps_of(norm),
             scaling=attention.scaling,
         )
         self._visits = (Visit * len(structure.visits))(*map(self._visit, structure.visits))
@@ -96,15 +98,19 @@ class Stepper:
     def give_back(self, cache: Cache) -> None:
         """Leave in a cache of transformers what it would hold, had it been used all the time."""
         for visit in self.structure.visits:
-            if visit.slot is None:
+            number = visit.slot if visit.idle_slot is None else visit.idle_slot
+            if number is None:
                 continue
-            slot: Any = cache.layers[visit.slot]
+            slot: Any = cache.layers[number]
             length, first = self.lengths[0], 0
             if slot.is_sliding:
                 first = max(0, length - slot.sliding_window + 1)
                 slot.cumulative_length = length
-            slot.keys = self._keys[visit.slot][..., first:length].transpose(2, 3)
-            slot.values = self._values[visit.slot][:, :, first:length]
+            if visit.slot is None:
+                slot.keys = slot.values = slot.keys.new_zeros(*slot.keys.shape[:2], length - first, 1)
+                continue
+            slot.keys = self._keys[visit.slot][..., first:length].transpose(2, 3).contiguous()
+            slot.values = self._values[visit.slot][:, :, first:length].clone()
 
     @torch.no_grad()
     def step(
@@ -139,6 +145,7 @@ class Stepper:
         counts: Sequence[int],
         texts: Sequence[int],
         recordings: Sequence[Recorder] = (),
+        places: Sequence[int] | None = None,
     ) -> None:
         """Take hidden states, (rows, C), through visits, in place; lengths stay as they are.
 
@@ -148,8 +155,9 @@ class Stepper:
             counts: how many there are of each text.
             texts: which texts.
             recordings: record what enters visits, of one text.
+            places: of the first new token of each; without, they follow what is there.
         """
-        lengths = [self.lengths[text] for text in texts]
+        lengths = [self.lengths[text] for text in texts] if places is None else places
         self._make_room(max(length + count for length, count in zip(lengths, counts, strict=True)))
         rows = [
             (text, length + offset, self.firsts[text], length + offset - self.firsts[text])
@@ -178,7 +186,9 @@ class Stepper:
             tokens = self._beside._model.capacity
         if tokens <= before:
             return
-        capacity = tokens if self._beside is not None else max(tokens, before * 3 // 2)
+        capacity = tokens
+        if self._beside is None:  # RoPE may turn otherwise past the longest, so it is not asked there
+            capacity = max(tokens, min(before * 3 // 2, self._longest or tokens))
         model, dtype = self._model, self.structure.dtype
         shape = len(self.lengths), model.kv_heads
         for number, visit in enumerate(self.structure.visits):
@@ -188,8 +198,8 @@ class Stepper:
                 self._keys[visit.slot] = self._beside._keys[visit.slot]
                 self._values[visit.slot] = self._beside._values[visit.slot]
                 continue
-            keys = torch.empty(*shape, model.head_size, capacity, dtype=dtype)
-            values = torch.empty(*shape, capacity, model.head_size, dtype=dtype)
+            keys = torch.zeros(*shape, model.head_size, capacity, dtype=dtype)
+            values = torch.zeros(*shape, capacity, model.head_size, dtype=dtype)
             if before:
                 keys[..., :before] = self._keys[visit.slot]
                 values[:, :, :before] = self._values[visit.slot]

@@ -18,7 +18,7 @@ from restack.runtime.stretching import stretches
 from restack.views.altered import Altered, alterations
 from restack.views.damping import Damped
 from restack.views.planned import runs_plans
-from restack.views.recording import Hook
+from restack.views.recording import Hook, nothing
 from restack.views.shared_kv import SharingLayer, Unread
 
 FAMILIES = (
@@ -39,6 +39,7 @@ class VisitStructure:
         layer: its modules, as Llama names them.
         owner: the visit whose keys and values it reads.
         slot: of transformers' KV cache, for its own keys and values; None: it makes none.
+        idle_slot: of that cache, where it only counts tokens, since the visit is not run at all.
         window: how many tokens it sees; 0 for all.
         is_strictly_past: it does not see its own token.
         damp: h + damp * (layer(h) - h).
@@ -47,6 +48,7 @@ class VisitStructure:
     layer: Any
     owner: int
     slot: int | None
+    idle_slot: int | None
     window: int
     is_strictly_past: bool
     damp: float
@@ -99,6 +101,7 @@ def _planned(model: Any, layers: nn.ModuleList) -> Iterator[VisitStructure]:
             layer=layers[step.layer],
             owner=step.owner,
             slot=step.slot,
+            idle_slot=None,
             window=(model.config.sliding_window or 0) if step.reading.sliding else 0,
             is_strictly_past=step.reading.strictly_past,
             damp=step.damp,
@@ -107,17 +110,20 @@ def _planned(model: Any, layers: nn.ModuleList) -> Iterator[VisitStructure]:
 
 def _listed(layers: nn.ModuleList, config: Any) -> Iterator[VisitStructure]:
     """The visits of a model that has a layer object for each."""
-    kinds = getattr(config, "layer_types", None)
+    kinds = None if config.model_type == "mistral" else getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None) or 0
     for number, layer in enumerate(layers):
         role, damping = vars(layer).get("restack_role"), vars(layer).get("restack_damping")
         owner, lends = number, False
         if role is not None:
             owner, lends = role.sharing.owners[number], number in role.sharing.lenders
+        is_idle = damping is not None and damping.is_skipped
+        makes_own = (owner == number or lends) and not is_idle
         yield VisitStructure(
             layer=layer,
             owner=owner,
-            slot=number if owner == number or lends else None,
+            slot=number if makes_own else None,
+            idle_slot=number if is_idle else None,
             window=0 if kinds and kinds[number] == "full_attention" else window,
             is_strictly_past=False,
             damp=1.0 if damping is None else damping.damp,
@@ -148,7 +154,9 @@ def _is_plain(model: Any) -> bool:
         return False
     for module in model.modules():
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        if "forward" in vars(module) or any(not isinstance(hook, Hook) for hook in hooks):
+        if "forward" in vars(module) or any(
+            not (isinstance(hook, Hook) or hook is nothing) for hook in hooks
+        ):
             return False
     return True
 
@@ -165,7 +173,11 @@ def _fits(model: Any, found: Structure) -> bool:
         "swish",
     ):
         return False
-    roles: dict[str, set[Any]] = {}
+    if not runs_plans(model) and [layer.self_attn.layer_idx for layer in model.model.layers] != list(
+        range(found.config.num_hidden_layers)
+    ):
+        return False
+    roles: dict[str, set[Any]] = {"eps": {eps_of(found.norm)}}
     for visit in found.visits:
         attention, mlp = visit.layer.self_attn, visit.layer.mlp
         has_own = visit.slot is not None
@@ -177,12 +189,21 @@ def _fits(model: Any, found: Structure) -> bool:
             ("down", (mlp.down_proj,)),
         ):
             roles.setdefault(role, set()).update(map(_format, layers))
-        roles.setdefault("heads", set()).add((attention.head_dim, attention.q_proj.out_features))
+        roles.setdefault("heads", set()).add(
+            (attention.head_dim, attention.q_proj.out_features, attention.scaling)
+        )
+        norms = (visit.layer.input_layernorm, visit.layer.post_attention_layernorm)
+        roles["eps"].update(map(eps_of, norms))
         if has_own:
             roles.setdefault("kv_heads", set()).add(attention.k_proj.out_features)
             roles["kv_heads"].add(attention.v_proj.out_features)
     formats = [*roles.values(), {_format(found.head)}]
     return all(len(each) == 1 for each in formats) and all(None not in each for each in formats)
+
+
+def eps_of(norm: Any) -> float:
+    """What a root mean square norm adds to the mean."""
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
 
 
 def _format(layer: Any) -> Any:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
 HERE = Path(__file__).parent
 SOURCE = HERE / "kernel.cpp"
@@ -33,7 +34,7 @@ def library() -> tuple[ctypes.CDLL | None, str]:
     try:
         path = _compiled()
         return (None, "there is no C++ compiler") if path is None else (ctypes.CDLL(str(path)), "")
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home
         said = getattr(error, "stderr", None) or str(error)
         return None, f"its kernel cannot be compiled or loaded ({' '.join(str(said).split()):.200})"
 
@@ -48,7 +49,7 @@ def _compiled() -> Path | None:
     path = _cache() / f"kernel-{hashlib.sha256(told).hexdigest()[:16]}.so"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
+        part = path.with_suffix(f".{uuid4().hex[:8]}.part")
         logging.getLogger("restack").warning("compiling the kernel for this processor, once (seconds)")
         try:
             subprocess.run(

@@ -289,7 +289,8 @@ inline float as_float(uint16_t value) { return from_bf16(value); }
 
 template <int R, typename Weight>
 void float_rows(const Matrix& m, int64_t from, int64_t to, const Activations& x, int64_t row, float* y) {
-    constexpr int kTotals = R == 1 ? 4 : R == 2 ? 2 : 1;  // sums that do not wait for each other
+    // Sums that do not wait for each other: as many for any number of rows, or they would be rounded otherwise.
+    constexpr int kTotals = 2;
     constexpr int64_t kStep = kTotals * kLanes;
     const float* values[R];
     for (int r = 0; r < R; ++r) values[r] = x.wide(row + r);
