@@ -79,6 +79,13 @@ def test_so_it_is_with_packed_weights(bits):
     assert torch.equal(spoken(base, drafter(view(base, "0:3"), 3)), spoken(base))
 
 
+def test_so_it_is_in_bfloat16():
+    """Of the loop's own text: several tokens at once are rounded as one."""
+    base = made("qwen3").to(torch.bfloat16)
+    texts = [spoken(base, drafter(view(base, "0:3"), length), new=60) for length in (0, 1, 3, 8)]
+    assert all(torch.equal(text, texts[0]) for text in texts)
+
+
 def test_so_it_is_with_the_house_model():
     base = house("0_0_2_2_4_4", initializer_range=0.3)
     tokens = PROMPT % base.config.vocab_size
@@ -193,8 +200,8 @@ def test_another_model_drafts_with_its_own_embedding():
     base = made("llama")
     for settings in ({"hidden_size": 128}, {"vocab_size": 90}, {"vocab_size": 130}):
         other = made("llama", **({"head_dim": 8} | settings))
-        found = drafter(other, 3)
-        assert torch.equal(spoken(base, found), spoken(base)) and found.pace.drafted
+        found, tokens = drafter(other, 3), torch.cat([PROMPT, torch.tensor([[95]])], dim=1)
+        assert torch.equal(spoken(base, found, tokens), spoken(base, tokens=tokens)) and found.pace.drafted
     twin = drafter(made("llama"), 3)  # equal weights, none of them shared
     assert torch.equal(spoken(base, twin), spoken(base)) and twin.pace.accepted > 0.8 * twin.pace.drafted
 

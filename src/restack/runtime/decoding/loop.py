@@ -91,8 +91,9 @@ def decode(
         stream=stream,
         recordings=[each for each in recordings_here() if each.model is model],
     )
-    may_draft = batch == 1 and all(type(each) in PROCESSORS for each in logits_processor)
-    drafting = drafter.structure(found) if drafter is not None and may_draft else None
+    drafting = None
+    if drafter is not None and batch == 1 and all(type(each) in PROCESSORS for each in logits_processor):
+        drafting = drafter.structure(found, generation_config.max_length)
     try:
         text.add(text.drawn(logits))
         if drafter is None or drafting is None or not text.left:

@@ -37,11 +37,17 @@ class Drafter:
         self.model = model
         self.pace = Pace()
 
-    def structure(self, target: Structure) -> Structure | None:
-        """What the native step needs to know of it; None where it cannot draft for this model."""
+    def structure(self, target: Structure, tokens: int = 0) -> Structure | None:
+        """What the native step needs to know of it; None where it cannot draft for a model.
+
+        Args:
+            target: the model's structure.
+            tokens: that a text may have.
+        """
         found = structure(self.model)
-        several = found is not None and found.takes_several and target.takes_several
-        return found if several else None
+        if found is None or not found.turns_alike(tokens):
+            return None
+        return found if found.takes_several and target.takes_several else None
 
 
 def is_assisted(model: Any, drafter: Drafter) -> bool:
@@ -90,6 +96,7 @@ class Speculation:
         room = target.lengths[0] + 1
         self.draft = Stepper(target.kernel, found, target.firsts, room, beside=target, common=self.common)
         cache = DynamicCache(config=drafter.model.config)
+        read = read.clamp(max=len(found.embedding.weight) - 1)  # another model may know fewer tokens
         drafter.model(read, past_key_values=cache, use_cache=True, logits_to_keep=1)
         self.draft.take(cache, self.common)
         drafter.pace.begin()
@@ -156,8 +163,8 @@ class Speculation:
         hidden = self.target.enter([[token]])
         self._run(self.target, range(self.common), hidden, place)
         self._entered.append(hidden)
-        if not self._embeds_alike:  # another model, which may know fewer tokens
-            known = self.draft.structure.embedding.weight.shape[0]
+        if not self._embeds_alike:
+            known = len(self.draft.structure.embedding.weight)
             hidden = self.draft.enter([[min(token, known - 1)]])
         self._entered_draft.append(hidden)
 
