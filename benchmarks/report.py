@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from transformers.generation.streamers import BaseStreamer
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,19 @@ class Claim:
         fields = asdict(self)
         del fields["more"]
         return fields | {"ratio": self.ratio, "met": self.met}
+
+
+class TokenTimes(BaseStreamer):
+    """When the prompt, each token and the end were there, as `time.perf_counter` tells it."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.seen.append(time.perf_counter())
+
+    def end(self) -> None:
+        self.seen.append(time.perf_counter())
 
 
 def options(description: str | None) -> argparse.ArgumentParser:

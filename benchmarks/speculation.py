@@ -24,9 +24,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from report import Claim, conditions, finish, options
+from decode import SHAPE
+from report import Claim, TokenTimes, conditions, finish, options
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.generation.streamers import BaseStreamer
 
 import restack
 from restack import recipes
@@ -36,10 +36,6 @@ from restack.runtime.decoding.stepper import Stepper
 from restack.runtime.native import quiet_kernel
 from restack.views.leading import leading_visits
 
-SHAPE = {
-    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 4,
-    "intermediate_size": 2816, "vocab_size": 16_000, "max_position_embeddings": 4096,
-}  # fmt: skip
 LITTLE = 0.02  # what those layers' contributions are multiplied by
 QUESTIONS = ("What is 17 + 25?", "Tell me a story about Ben and a kite.", "What is the capital of France?")
 
@@ -53,19 +49,6 @@ class FixedPace(Pace):
 
     def next_length(self) -> int:
         return self.length
-
-
-class Times(BaseStreamer):
-    """When tokens were there."""
-
-    def __init__(self) -> None:
-        self.seen: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        self.seen.append(time.perf_counter())
-
-    def end(self) -> None:
-        self.seen.append(time.perf_counter())
 
 
 def random_llama(little: range) -> Any:
@@ -83,7 +66,7 @@ def random_llama(little: range) -> Any:
 
 def speed(model: Any, prompt: torch.Tensor, tokens: int, drafter: Drafter | None, **options: Any) -> float:
     """Tokens a second after the first."""
-    watch = Times()
+    watch = TokenTimes()
     model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
