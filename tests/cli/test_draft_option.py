@@ -7,8 +7,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from restack import recipes, view
 from restack.cli import main
-from restack.runtime import Drafter, Sampling, generate
+from restack.runtime import Sampling, generate
 from tests.cli.test_quantize import ASK
+from tests.runtime.decoding.test_speculation import drafter as always
 
 GREEDY = [*ASK, "--temperature", "0", "--dtype", "float32"]
 
@@ -57,7 +58,7 @@ def test_wrong_input_is_told(capsys, draft, told):
 def test_what_our_loop_does_not_know_is_drafted_for_by_transformers():
     base, tokenizer = recipes.open("demo", dtype="float32"), recipes.open_tokenizer("demo")
     tokens = tokenizer("Once there was", return_tensors="pt")["input_ids"]
-    sampling, drafter = Sampling(temperature=0, max_tokens=30), Drafter(view(base, "0:6,9:"))
+    sampling, drafter = Sampling(temperature=0, max_tokens=30), always(view(base, "0:6,9:"), 2)
     alone = generate(base, tokenizer, tokens, sampling).text
     assert generate(base, tokenizer, tokens, sampling, drafter=drafter).text == alone and drafter.pace.drafted
     handle = base.model.layers[3].mlp.register_forward_hook(lambda *given: None)

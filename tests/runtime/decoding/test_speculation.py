@@ -38,6 +38,11 @@ class Steady(Pace):
         super().__init__()
         self.length = length
 
+    knows_steps = True
+
+    def pays_to_begin(self, reading, remaining):
+        return True
+
     def next_length(self):
         return self.length
 
@@ -263,10 +268,27 @@ def test_a_draft_that_cannot_pay_is_not_tried_again():
     pace = Pace()
     assert sum(told(pace, 50, right=8, draft=0.9, check=lambda length: 1 + length)) <= 2 and pace.is_over
     pace.begin()
-    assert not any(told(pace, 20, right=8, draft=0.9, check=lambda length: 1 + length))
+    assert not pace.pays_to_begin(reading=0.1, remaining=100)
 
 
 def test_a_draft_may_become_good():
     pace = Pace()
     told(pace, 8, right=0)
     assert any(told(pace, 60, right=8)[-20:])
+
+
+def test_a_draft_that_costs_more_to_begin_than_it_may_bring_is_not_begun():
+    pace = Pace()
+    assert not pace.knows_steps
+    told(pace, 2, right=0)
+    assert pace.pays_to_begin(reading=1, remaining=100)  # nothing is known: a little is risked
+    assert not pace.pays_to_begin(reading=20, remaining=100)
+    assert not pace.pays_to_begin(reading=1, remaining=10)
+    told(pace, 30, right=8)
+    assert pace.pays_to_begin(reading=20, remaining=100)  # now it is known to save more than that
+    pace.note_reading(70.0)
+    assert not pace.pays_to_begin(reading=20, remaining=100)
+    bad = Pace()
+    told(bad, 60, right=0)
+    bad.begin()
+    assert not bad.pays_to_begin(reading=20, remaining=100)

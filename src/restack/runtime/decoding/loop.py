@@ -1,8 +1,10 @@
 """The loop that draws a token at a time, put into transformers' `generate` by its `custom_generate`."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import logits_process as processors
 from transformers.generation.streamers import BaseStreamer
 
+from restack.runtime.decoding.pace import Pace
 from restack.runtime.decoding.speculation import Drafter, Speculation
 from restack.runtime.decoding.stepper import ROOM, Stepper
 from restack.runtime.decoding.structure import Structure, structure
@@ -77,7 +80,9 @@ def decode(
         )
     cache, mask = model_kwargs["past_key_values"], model_kwargs.get("attention_mask")
     batch, pad = len(input_ids), generation_config._pad_token_tensor
+    began = perf_counter()
     logits = _prefilled(model, input_ids, cache, mask, model_kwargs.get("position_ids"))
+    reading = perf_counter() - began
     firsts = _firsts(input_ids, mask)
     room = min(generation_config.max_length, input_ids.shape[1] + ROOM)
     stepper = Stepper(compiled, found, firsts, room, longest=generation_config.max_length)
@@ -96,13 +101,11 @@ def decode(
         drafting = drafter.structure(found, generation_config.max_length)
     try:
         text.add(text.drawn(logits))
-        if drafter is None or drafting is None or not text.left:
+        if drafter is None or drafting is None:
             _draw(text, stepper)
         else:
-            speculation = Speculation(
-                stepper, model, drafter, drafting, input_ids, is_sampled=text.is_sampled
-            )
-            _draw_drafted(text, speculation, generation_config.max_length)
+            begin = partial(Speculation, stepper, model, drafter, drafting, is_sampled=text.is_sampled)
+            _draw_drafted(text, stepper, begin, drafter.pace, reading, generation_config.max_length)
     finally:
         if batch == 1:
             stepper.give_back(cache)
@@ -165,26 +168,59 @@ class Text:
 def _draw(text: Text, stepper: Stepper) -> None:
     """Draw a token at a time until all texts have ended."""
     while text.left:
-        newest = text.tokens[text.left, -1:].tolist()
-        text.add(text.drawn(stepper.step(newest, text.left, text.recordings)))
+        _draw_one(text, stepper)
 
 
-def _draw_drafted(text: Text, speculation: Speculation, longest: int) -> None:
-    """Draw as many tokens at a time as were drafted rightly, until the text has ended."""
+def _draw_one(text: Text, stepper: Stepper) -> None:
+    newest = text.tokens[text.left, -1:].tolist()
+    text.add(text.drawn(stepper.step(newest, text.left, text.recordings)))
+
+
+def _draw_drafted(
+    text: Text,
+    stepper: Stepper,
+    begin: Callable[[torch.Tensor], Speculation],
+    pace: Pace,
+    reading: float,
+    longest: int,
+) -> None:
+    """Draw as many tokens at a time as were drafted rightly, until the text has ended.
+
+    Args:
+        text: one.
+        stepper: of the model.
+        begin: has the draft read tokens, (1, T).
+        pace: of the draft.
+        reading: seconds that it took the model to read the prompt.
+        longest: tokens that the text may have.
+    """
 
     def scores_of(tokens: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
         if not text.processors:
             return logits
         return text.processors(torch.tensor([tokens]), logits[None])[0]  # type: ignore[no-any-return]
 
-    while text.left:
-        tokens = text.tokens[0].tolist()
-        used = 0
-        for token in speculation.draw(tokens, longest - len(tokens), scores_of, text.recordings):
-            if text.left:
-                text.add(torch.tensor([token]))
-                used += 1
-        speculation.keep(used)
+    speculation, is_decided = None, False
+    pace.begin()
+    while text.left and not pace.is_over:
+        began = perf_counter()
+        if not is_decided and pace.knows_steps:
+            is_decided = True
+            pace.is_over = not pace.pays_to_begin(reading, longest - text.tokens.shape[1])
+            if not pace.is_over:
+                speculation = begin(text.tokens[:, :-1])
+                pace.note_reading(perf_counter() - began)
+        elif speculation is None:
+            _draw_one(text, stepper)
+            pace.note(0, 0, 0.0, perf_counter() - began)
+        else:
+            tokens, used = text.tokens[0].tolist(), 0
+            for token in speculation.draw(tokens, longest - len(tokens), scores_of, text.recordings):
+                if text.left:
+                    text.add(torch.tensor([token]))
+                    used += 1
+            speculation.keep(used)
+    _draw(text, stepper)
 
 
 def _lean(

@@ -15,6 +15,10 @@ GAIN = 1.03  # that is expected of a draft before it is made
 PAUSES = (8, 24)  # tokens without a draft, before it is tried anew; then no more in this text
 HOPE = 0.95  # acceptance with which a draft must pay to be tried anew
 FADING = 0.9  # of what is known of acceptance, a round
+RISK = (
+    0.04  # of the time that a text is expected to take, that may be spent on a draft that is not known to pay
+)
+EXPECTED = 100  # tokens, of a text that may be longer
 
 
 class Pace:
@@ -31,6 +35,7 @@ class Pace:
         self._tried, self._taken = 2.0, 1.5  # a guess worth two tokens
         self._draft: deque[float] = deque(maxlen=REMEMBERED)
         self._checks: dict[int, deque[float]] = {}
+        self._readings: deque[float] = deque(maxlen=REMEMBERED)
         self.begin()
 
     def begin(self) -> None:
@@ -39,13 +44,36 @@ class Pace:
         self._trials = self._waited = self._pauses = 0
 
     @property
+    def knows_steps(self) -> bool:
+        """Whether it is known what a step without a draft takes."""
+        return len(self._checks.get(0, ())) >= 2
+
+    def pays_to_begin(self, reading: float, remaining: int) -> bool:
+        """Whether it is worth while to have the draft read the text, which it must before it drafts.
+
+        Args:
+            reading: seconds that this took the model.
+            remaining: tokens that the text may still get.
+        """
+        step = statistics.median(self._checks[0])
+        rest = min(remaining, EXPECTED) * step
+        price = statistics.median(self._readings) if self._readings else reading
+        if self._draft and (best := self._pays(self.acceptance)):
+            return price < rest * (1 - self.rate(0, self.acceptance) / self.rate(best, self.acceptance))
+        return price < RISK * (reading + rest) and (not self._draft or bool(self._pays(HOPE)))
+
+    def note_reading(self, seconds: float) -> None:
+        """Learn what it took to have the draft read a text."""
+        self._readings.append(seconds)
+
+    @property
     def acceptance(self) -> float:
         """How often a drafted token was right, of late."""
         return self._taken / self._tried
 
     def next_length(self) -> int:
         """How many tokens to draft now; 0 for a step without."""
-        if self.is_over or len(self._checks.get(0, ())) < 2:
+        if self.is_over or not self.knows_steps:
             return 0
         if self._trials < FIRST_TRIALS and (not self._draft or self._pays(HOPE)):
             return 1

@@ -99,7 +99,6 @@ class Speculation:
         read = read.clamp(max=len(found.embedding.weight) - 1)  # another model may know fewer tokens
         drafter.model(read, past_key_values=cache, use_cache=True, logits_to_keep=1)
         self.draft.take(cache, self.common)
-        drafter.pace.begin()
         self._pieces: list[Pieces] = []
         self._embeds_alike = found.embedding.weight is target.structure.embedding.weight
         # What enters the first visit that the two have not in common: in this round, of each of the two; and
@@ -153,8 +152,6 @@ class Speculation:
         self.target.lengths = [place + tokens]
         if tokens > length:  # the last one that was run is one that the draft has not run itself
             self._waiting.append(self._entered_draft[length])
-        if self.drafter.pace.is_over:
-            self._waiting = []
         for each in self._pieces:
             each.hand_over(tokens)
 
