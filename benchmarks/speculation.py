@@ -14,7 +14,7 @@ length g, the cost model: (1 - a^(g+1)) / ((1 - a) (g c + v)), a the acceptance 
 draft's step and v that of checking g + 1 tokens, relative to a step of the model. What both views begin with
 is in c alone, but for the last token drafted, where it is in v.
 
-    python benchmarks/speculation.py --json speculation.json      two minutes, 3 GB of memory
+    python benchmarks/speculation.py --json speculation.json      some minutes, 3 GB of memory
 """
 
 import statistics
@@ -49,7 +49,7 @@ class FixedPace(Pace):
 
     knows_steps = True
 
-    def pays_to_begin(self, reading: float, remaining: int) -> bool:
+    def pays_to_begin(self, reading: float, share: float, remaining: int) -> bool:
         return True
 
     def next_length(self) -> int:
@@ -140,7 +140,7 @@ def solved(tokens: float, length: int) -> float:
 
 def main() -> None:
     asked = options(__doc__).parse_args()
-    runs, tokens = (1, 48) if asked.quick else (5, 160)
+    runs, tokens = (1, 48) if asked.quick else (3, 160)
     text = torch.randint(SHAPE["vocab_size"], (1, 32), generator=torch.Generator().manual_seed(1))
     demo, tokenizer = recipes.open("demo", dtype="float32"), recipes.open_tokenizer("demo")
     asked_of_demo = [

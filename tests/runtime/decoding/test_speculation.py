@@ -40,7 +40,7 @@ class Steady(Pace):
 
     knows_steps = True
 
-    def pays_to_begin(self, reading, remaining):
+    def pays_to_begin(self, reading, share, remaining):
         return True
 
     def next_length(self):
@@ -268,7 +268,7 @@ def test_a_draft_that_cannot_pay_is_not_tried_again():
     pace = Pace()
     assert sum(told(pace, 50, right=8, draft=0.9, check=lambda length: 1 + length)) <= 2 and pace.is_over
     pace.begin()
-    assert not pace.pays_to_begin(reading=0.1, remaining=100)
+    assert not pace.pays_to_begin(reading=0.1, share=0.5, remaining=100)
 
 
 def test_a_draft_may_become_good():
@@ -281,14 +281,14 @@ def test_a_draft_that_costs_more_to_begin_than_it_may_bring_is_not_begun():
     pace = Pace()
     assert not pace.knows_steps
     told(pace, 2, right=0)
-    assert pace.pays_to_begin(reading=1, remaining=100)  # nothing is known: a little is risked
-    assert not pace.pays_to_begin(reading=20, remaining=100)
-    assert not pace.pays_to_begin(reading=1, remaining=10)
+    assert pace.pays_to_begin(reading=2, share=0.5, remaining=100)  # nothing is known: a little is risked
+    assert not pace.pays_to_begin(reading=40, share=0.5, remaining=100)
+    assert not pace.pays_to_begin(reading=2, share=0.5, remaining=10)
     told(pace, 30, right=8)
-    assert pace.pays_to_begin(reading=20, remaining=100)  # now it is known to save more than that
+    assert pace.pays_to_begin(reading=40, share=0.5, remaining=100)  # now it is known to save more than that
     pace.note_reading(70.0)
-    assert not pace.pays_to_begin(reading=20, remaining=100)
+    assert not pace.pays_to_begin(reading=40, share=0.5, remaining=100)
     bad = Pace()
     told(bad, 60, right=0)
     bad.begin()
-    assert not bad.pays_to_begin(reading=20, remaining=100)
+    assert not bad.pays_to_begin(reading=40, share=0.5, remaining=100)

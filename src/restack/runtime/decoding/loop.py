@@ -105,7 +105,9 @@ def decode(
             _draw(text, stepper)
         else:
             begin = partial(Speculation, stepper, model, drafter, drafting, is_sampled=text.is_sampled)
-            _draw_drafted(text, stepper, begin, drafter.pace, reading, generation_config.max_length)
+            share, longest = len(drafting.visits) / len(found.visits), generation_config.max_length
+            pays = partial(drafter.pace.pays_to_begin, reading, share)
+            _draw_drafted(text, stepper, begin, drafter.pace, pays, longest)
     finally:
         if batch == 1:
             stepper.give_back(cache)
@@ -181,7 +183,7 @@ def _draw_drafted(
     stepper: Stepper,
     begin: Callable[[torch.Tensor], Speculation],
     pace: Pace,
-    reading: float,
+    pays: Callable[[int], bool],
     longest: int,
 ) -> None:
     """Draw as many tokens at a time as were drafted rightly, until the text has ended.
@@ -191,7 +193,7 @@ def _draw_drafted(
         stepper: of the model.
         begin: has the draft read tokens, (1, T).
         pace: of the draft.
-        reading: seconds that it took the model to read the prompt.
+        pays: whether it is worth while to begin a draft, with so many tokens remaining.
         longest: tokens that the text may have.
     """
 
@@ -206,7 +208,7 @@ def _draw_drafted(
         began = perf_counter()
         if not is_decided and pace.knows_steps:
             is_decided = True
-            pace.is_over = not pace.pays_to_begin(reading, longest - text.tokens.shape[1])
+            pace.is_over = not pays(longest - text.tokens.shape[1])
             if not pace.is_over:
                 speculation = begin(text.tokens[:, :-1])
                 pace.note_reading(perf_counter() - began)

@@ -48,16 +48,17 @@ class Pace:
         """Whether it is known what a step without a draft takes."""
         return len(self._checks.get(0, ())) >= 2
 
-    def pays_to_begin(self, reading: float, remaining: int) -> bool:
+    def pays_to_begin(self, reading: float, share: float, remaining: int) -> bool:
         """Whether it is worth while to have the draft read the text, which it must before it drafts.
 
         Args:
             reading: seconds that this took the model.
+            share: of the model's visits that the draft makes.
             remaining: tokens that the text may still get.
         """
         step = statistics.median(self._checks[0])
         rest = min(remaining, EXPECTED) * step
-        price = statistics.median(self._readings) if self._readings else reading
+        price = statistics.median(self._readings) if self._readings else reading * share
         if self._draft and (best := self._pays(self.acceptance)):
             return price < rest * (1 - self.rate(0, self.acceptance) / self.rate(best, self.acceptance))
         return price < RISK * (reading + rest) and (not self._draft or bool(self._pays(HOPE)))
