@@ -184,8 +184,8 @@ class Chat:
         before = self.conversation
         loaded = load_session(name.strip(), before.model, before.tokenizer)
         loaded.on_note = before.on_note
-        self.conversation = loaded
         loaded.drafter = before.drafter
+        self.conversation = loaded
         self.terminal.note(f"Going on with {len(loaded.messages)} messages of {name.strip()}.")
         for message in loaded.messages[-2:]:
             if message.role != "system":

@@ -142,9 +142,10 @@ class Source:
             return None
         from restack.runtime import Drafter
 
-        name, _, spec = self.draft.partition("@")
-        if name in ("", self.reference.model) and spec:
-            return Drafter(views.view(base, spec))
+        is_bare = len(self.draft) > 1 and self.draft.startswith("@")
+        named = recipes.parse_reference(self.reference.model + self.draft if is_bare else self.draft)
+        if named.model == self.reference.model:  # on the weights that are there
+            return Drafter(base if named.spec is None else views.view(base, named.spec))
         other = replace(self, model=self.draft, layers=None, ratio=None, kv=None, revision=None, draft=None)
         _, model, others = other.load()
         if others.get_vocab() != tokenizer.get_vocab():

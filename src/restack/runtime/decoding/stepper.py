@@ -73,7 +73,6 @@ class Stepper:
             head_size=size,
             inner=mlp.down_proj.in_features,
             is_narrow=structure.dtype == torch.bfloat16,
-            count=len(structure.visits),
             epsilon=eps_of(norm),
             scaling=attention.scaling,
         )

@@ -22,7 +22,7 @@ struct Visit {
 };
 
 struct Model {
-    int64_t width, heads, kv_heads, head_size, inner, capacity, is_narrow, count;
+    int64_t width, heads, kv_heads, head_size, inner, capacity, is_narrow;
     double epsilon, scaling;
     const float *cosines, *sines;  // (positions, head_size)
     const Visit* visits;
@@ -73,28 +73,38 @@ inline uint16_t kept<uint16_t>(float value) {
     return to_bf16(value);
 }
 
+constexpr int64_t kSide = 16;  // numbers that are summed side by side
+
+// Rows of numbers, each times a weight, summed: for each of G queries, up to kSide sums.
+//
+// Weight r of query g is weights[g * weight_stride + r], and row r begins at rows + r * row_stride.
+template <int G, typename Kept>
+inline void weighted(const float* weights, int64_t weight_stride, const Kept* rows, int64_t row_stride,
+                     int64_t count, int64_t some, float (&sums)[G][kSide]) {
+    if (some == kSide) {
+        for (int64_t r = 0; r < count; ++r, rows += row_stride)
+            for (int g = 0; g < G; ++g)
+#pragma omp simd
+                for (int64_t i = 0; i < kSide; ++i)
+                    sums[g][i] += weights[g * weight_stride + r] * as_float(rows[i]);
+    } else {
+        for (int64_t r = 0; r < count; ++r, rows += row_stride)
+            for (int g = 0; g < G; ++g)
+                for (int64_t i = 0; i < some; ++i)
+                    sums[g][i] += weights[g * weight_stride + r] * as_float(rows[i]);
+    }
+}
+
 // softmax(q K) V of G queries that share a head of keys and values, places `from` to `to`.
 //
 // Keys lie across (hs, capacity), so that scores of neighbouring places are summed side by side.
 template <int G, typename Kept>
 void attend(const float* q, const Kept* keys, const Kept* values, int64_t from, int64_t to, int64_t size,
             int64_t capacity, float scaling, float* scores, float* y) {
-    constexpr int64_t kSide = 16;
     const int64_t count = to - from, stride = (count + kSide - 1) / kSide * kSide;
     for (int64_t p = 0; p < count; p += kSide) {
         float sums[G][kSide] = {};
-        const int64_t some = std::min(kSide, count - p);
-        const Kept* at = keys + from + p;
-        if (some == kSide) {
-            for (int64_t d = 0; d < size; ++d, at += capacity)
-                for (int g = 0; g < G; ++g)
-#pragma omp simd
-                    for (int64_t i = 0; i < kSide; ++i) sums[g][i] += q[g * size + d] * as_float(at[i]);
-        } else {
-            for (int64_t d = 0; d < size; ++d, at += capacity)
-                for (int g = 0; g < G; ++g)
-                    for (int64_t i = 0; i < some; ++i) sums[g][i] += q[g * size + d] * as_float(at[i]);
-        }
+        weighted<G>(q, size, keys + from + p, capacity, size, std::min(kSide, count - p), sums);
         for (int g = 0; g < G; ++g)
             for (int64_t i = 0; i < kSide; ++i) scores[g * stride + p + i] = sums[g][i] * scaling;
     }
@@ -114,17 +124,7 @@ void attend(const float* q, const Kept* keys, const Kept* values, int64_t from, 
     for (int64_t d = 0; d < size; d += kSide) {
         float sums[G][kSide] = {};
         const int64_t some = std::min(kSide, size - d);
-        const Kept* at = values + from * size + d;
-        if (some == kSide) {
-            for (int64_t p = 0; p < count; ++p, at += size)
-                for (int g = 0; g < G; ++g)
-#pragma omp simd
-                    for (int64_t i = 0; i < kSide; ++i) sums[g][i] += scores[g * stride + p] * as_float(at[i]);
-        } else {
-            for (int64_t p = 0; p < count; ++p, at += size)
-                for (int g = 0; g < G; ++g)
-                    for (int64_t i = 0; i < some; ++i) sums[g][i] += scores[g * stride + p] * as_float(at[i]);
-        }
+        weighted<G>(scores, stride, values + from * size + d, size, count, some, sums);
         for (int g = 0; g < G; ++g)
             for (int64_t i = 0; i < some; ++i) y[g * size + d + i] = sums[g][i] * inverse[g];
     }

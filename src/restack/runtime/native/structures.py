@@ -59,7 +59,7 @@ class Model(ctypes.Structure):
         *(
             (name, WHOLE)
             for name in (
-                "width", "heads", "kv_heads", "head_size", "inner", "capacity", "is_narrow", "count",
+                "width", "heads", "kv_heads", "head_size", "inner", "capacity", "is_narrow",
             )
         ),
         ("epsilon", REAL), ("scaling", REAL), ("cosines", PLACE), ("sines", PLACE),
