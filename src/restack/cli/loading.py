@@ -2,7 +2,8 @@
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -34,21 +35,24 @@ def set_seed(seed: int | None) -> None:
         raise UsageError(f"seed {seed} is out of range; write a number from 0 to {2**64 - 1}") from None
 
 
-def quantizing(format: str | None) -> Callable[[Any], Any]:
-    """What is done to a model that has been loaded: its weights are packed, if a format is given."""
+def quantization(format: str | None) -> Any:
+    """How weights are quantised as they are read; None if no format is given."""
     if format is None:
-        return lambda model: model
-    from restack.runtime.packed import quantize
+        return None
+    from restack.runtime.packed import PackedConfig
 
-    def quantized(model: Any) -> Any:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always", UserWarning)
-            quantize(model, format)
-        for warning in told:
+    return PackedConfig(format)
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Tell what is warned of while a model is opened as the command line tells things."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in told:
+        if issubclass(warning.category, UserWarning):
             print(f"restack: {warning.message}", file=sys.stderr)
-        return model
-
-    return quantized
 
 
 @dataclass(kw_only=True)
@@ -157,14 +161,15 @@ class Source:
 
     def load_base(self) -> Any:
         """The base model, as one of which a view can run the plan."""
-        return recipes.open(
-            self.reference,
-            dtype=self.dtype,
-            device=self.device,
-            plan=self.plan,
-            prepare=quantizing(self.quantize),
-            **self.hub,
-        )
+        with warnings_in_one_line():
+            return recipes.open(
+                self.reference,
+                dtype=self.dtype,
+                device=self.device,
+                plan=self.plan,
+                quantization_config=quantization(self.quantize),
+                **self.hub,
+            )
 
     def load_empty(self) -> Any:
         """The base model without weights."""

@@ -57,9 +57,10 @@ class Setting:
         self.audience: Audience = terminal
         if transcript is not None:
             self.audience = Listeners([terminal, Transcript(transcript, title)])
-        prepare = loading.quantizing(quantize)
         self.shelf = Shelf(
-            **place, prepare=prepare, on_note=lambda text: print(f"restack: {text}", file=sys.stderr)
+            **place,
+            quantization_config=loading.quantization(quantize),
+            on_note=lambda text: print(f"restack: {text}", file=sys.stderr),
         )
         loading.set_seed(seed)
 
@@ -69,7 +70,8 @@ class Setting:
         for expert in experts:
             self._tell_of_hub(expert.model)
             self.shelf.check(expert.model)
-        opened = [self.shelf.open(expert.model) for expert in experts]
+        with loading.warnings_in_one_line():
+            opened = [self.shelf.open(expert.model) for expert in experts]
         self.audience.note(self._opening(experts, opened))
         return [
             Agent(

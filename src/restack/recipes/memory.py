@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +42,37 @@ def check_memory(
             free["cpu"] = (needed * converts + joined, free_memory())
         if converts:
             remedy = "try --dtype auto, which converts nothing, or a smaller one"
-    for place, (wanted, available) in free.items():
-        if available is not None and wanted > available:
+    _refuse_what_is_short(reference, free, remedy)
+
+
+def check_memory_quantised(
+    reference: Reference, empty: Any, quantization_config: Any, device: "torch.device"
+) -> None:
+    """Refuse a model that would not fit once it is quantised, beside the largest tensor before it is.
+
+    Args:
+        empty: the model without weights (on the meta device), plain; it is given the quantised layers.
+    """
+    import torch
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    largest = max(tensor.nbytes for tensor in empty.parameters())
+    AutoHfQuantizer.from_config(quantization_config, pre_quantized=True).preprocess_model(model=empty)
+    needed = sum(tensor.nbytes for tensor in empty.parameters()) + largest
+    free = {"cpu": (needed, free_memory())}
+    if device.type == "cuda":
+        free[str(device)] = (needed, torch.cuda.mem_get_info(device)[0])
+    _refuse_what_is_short(reference, free, "quantise it with fewer bits, or try another --device")
+
+
+def _refuse_what_is_short(
+    reference: Reference, free: Mapping[str, tuple[int, int | None]], remedy: str
+) -> None:
+    """Refuse a model that needs more than there is at a place: {place: (needed, available)}."""
+    for place, (needed, available) in free.items():
+        if available is not None and needed > available:
             raise ModelError(
-                f"{reference.model} needs {wanted / 1e9:.1f} GB and {available / 1e9:.1f} GB are free on "
+                f"{reference.model} needs {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free on "
                 f"{place}; {remedy}"
             )
 

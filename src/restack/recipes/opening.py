@@ -1,8 +1,9 @@
 """Loading what a reference names, with everything that can be wrong with it told in one line."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from restack.errors import ModelError, ViewError
@@ -10,7 +11,7 @@ from restack.plans import Plan
 from restack.recipes.fingerprint import stored_tensors
 from restack.recipes.following import MOST_RECIPES, Found, base_of, config_of_view, find, read_recipe
 from restack.recipes.location import Location
-from restack.recipes.memory import check_memory
+from restack.recipes.memory import check_memory, check_memory_quantised
 from restack.recipes.merges import Merge
 from restack.recipes.reference import Reference, check_location, parse_reference
 from restack.recipes.telling import told_in_one_line
@@ -30,7 +31,7 @@ def open(
     trust_remote_code: bool = False,
     base: str | None = None,
     plan: Plan | None = None,
-    prepare: Callable[[Any], Any] = lambda model: model,
+    quantization_config: Any = None,
 ) -> Any:
     """Load the model that a reference names; a view of it if the reference has a spec or names a recipe.
 
@@ -49,14 +50,15 @@ def open(
         trust_remote_code: run code that comes with the model.
         base: where a recipe's base is, if not where the recipe says.
         plan: one that views of the model are going to run; it must be one that can.
-        prepare: is given each model that is loaded, on its device, before views are made of it; such as
-            `restack.quantize`.
+        quantization_config: how transformers is to quantise weights as it reads them, such as
+            `restack.runtime.packed.PackedConfig("int4")`; None to take them as they are.
 
     Raises:
         ModelError: there is no such model, it is no decoder-only language model that transformers knows, its
             weights are not those that its config says, or do not fit in free memory (those that are still to
             be fetched from the hub are not checked); or a recipe is of a newer version, its base is not
-            there, or is another model than it was saved for; or it has an adapter, and peft is not installed.
+            there, or is another model than it was saved for; or it has an adapter, and peft is not installed;
+            or it is to be quantised, and is quantised already.
         PlanError, ViewError: the spec is not one for this model.
     """
     from restack.views import runnable
@@ -69,10 +71,16 @@ def open(
         own = merge.dtype_for(dtype)
         open_empty(reference, dtype=own, trust_remote_code=trust_remote_code)  # or refused, in seconds
         return merge.view(
-            lambda m: open(m, dtype=own, device=device, trust_remote_code=trust_remote_code, prepare=prepare)
+            lambda model: open(
+                model,
+                dtype=own,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                quantization_config=quantization_config,
+            )
         )
     found = _found(reference, revision, trust_remote_code, base).ready(plan)
-    return _viewed(found, prepare(_base_model(found, dtype, device, trust_remote_code)))
+    return _viewed(found, _base_model(found, dtype, device, trust_remote_code, quantization_config))
 
 
 def open_config(
@@ -236,11 +244,23 @@ def _found(reference: Reference, revision: str | None, trust_remote_code: bool, 
     return found if reference.spec is None else found.then(reference.spec)
 
 
-def _base_model(found: Found, dtype: str, device: str, trust_remote_code: bool) -> Any:
+def _base_model(
+    found: Found, dtype: str, device: str, trust_remote_code: bool, quantization_config: Any
+) -> Any:
     """The model that plans are over, with its weights, on its device."""
     torch_dtype, torch_device = dtype_named(dtype), device_named(device)
-    check_memory(found.model, found.config, torch_dtype, torch_device, found.location.revision)
-    model, _ = _load(found, dtype=torch_dtype, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if quantization_config is None:
+        check_memory(found.model, found.config, torch_dtype, torch_device, found.location.revision)
+    elif getattr(found.config, "quantization_config", None) is not None:
+        raise ModelError(f"{found.called} is quantised already; open it as it is (without --quantize)")
+    else:
+        plain = replace(found, plan=None, adapter=None)
+        empty = build_empty(plain, torch_dtype, trust_remote_code=trust_remote_code)
+        with told_in_one_line(found.called, found.location.is_local):
+            check_memory_quantised(found.model, empty, quantization_config, torch_device)
+        options["quantization_config"] = quantization_config
+    model, _ = _load(found, dtype=torch_dtype, **options)
     with told_in_one_line(found.called, found.location.is_local):
         return model.to(torch_device).eval()
 

@@ -75,7 +75,7 @@ class Shelf:
         device: str = "cpu",
         revision: str | None = None,
         trust_remote_code: bool = False,
-        prepare: Callable[[Any], Any] = lambda model: model,
+        quantization_config: Any = None,
         on_note: Callable[[str], None] = lambda text: None,
     ) -> None:
         """An empty shelf; the arguments are those of `restack.open`, for all its models."""
@@ -83,7 +83,7 @@ class Shelf:
         self.device = device
         self.revision = revision
         self.trust_remote_code = trust_remote_code
-        self.prepare = prepare
+        self.quantization_config = quantization_config
         self.on_note = on_note
         self._wanted: dict[str, _Wanted] = {}
         self._bases: dict[_Key, Any] = {}
@@ -140,7 +140,7 @@ class Shelf:
                 dtype=self.dtype,
                 device=self.device,
                 plan=wanted.plan,
-                prepare=self.prepare,
+                quantization_config=self.quantization_config,
                 **self._hub(wanted.revision),
             )
         return self._bases[wanted.key]

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from restack.runtime.native import Matrix, compiling, functions
 from restack.runtime.packed import torch_kernels
-from restack.runtime.packed.formats import Packed, group_of, pack_int4, pack_int8
+from restack.runtime.packed.formats import Packed, group_of, pack
 from restack.runtime.packed.linear import PackedLinear
 
 SHAPES = [(64, 64), (37, 96), (128, 256), (5, 2816), (70, 1056)]
@@ -36,7 +37,7 @@ def one_by_one(packed: Packed) -> np.ndarray:
 
 def both(outputs, inputs):
     weight = weights(outputs, inputs)
-    return weight, [pack_int8(weight), pack_int4(weight, group_of(inputs))]
+    return weight, [pack(weight, None), pack(weight, group_of(inputs))]
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
@@ -76,7 +77,7 @@ def test_4_bits_are_no_worse_than_a_plain_grid_over_each_group(shape):
 
 def test_constant_rows_and_zeros():
     weight = torch.tensor([0.0, 0.0, 3.0, -1.5, 1e-20]).repeat_interleave(64).view(5, 64)
-    for packed in (pack_int8(weight), pack_int4(weight, 64)):
+    for packed in (pack(weight, None), pack(weight, 64)):
         torch.testing.assert_close(packed.unpacked(), weight, rtol=0.01, atol=1e-6)
 
 
@@ -114,7 +115,7 @@ def test_the_kernel_multiplies_with_what_is_packed(kernel, shape, rows):
 
 def test_the_kernel_multiplies_several_matrices_at_once(kernel):
     x = torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
-    some = [pack_int4(weights(outputs, 128, seed=outputs), 64) for outputs in (7, 1, 64)]
+    some = [pack(weights(outputs, 128, seed=outputs), 64) for outputs in (7, 1, 64)]
     together = kernel.products(x, [matrix(packed) for packed in some])
     for packed, found in zip(some, together, strict=True):
         [alone] = kernel.products(x, [matrix(packed)])
@@ -142,7 +143,7 @@ def test_the_kernel_hands_on_what_is_no_number(kernel):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_a_compiler_torchs_kernels_do_the_same(monkeypatch, shape, bits, dtype):
     monkeypatch.setattr("restack.runtime.packed.linear.kernel", lambda: None)
-    layer = PackedLinear.of(weights(*shape).to(dtype), torch.ones(shape[0], dtype=dtype), bits)
+    layer = PackedLinear.of(weights(*shape).to(dtype), nn.Parameter(torch.ones(shape[0], dtype=dtype)), bits)
     layer.prepare()
     x = torch.randn(3, shape[1], generator=torch.Generator().manual_seed(1)).to(dtype)
     exact = x.double() @ layer.packed.unpacked().double().T + 1

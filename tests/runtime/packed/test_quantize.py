@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,13 +99,71 @@ def test_packed_weights_are_saved_and_loaded(tmp_path, name, settings, format):
     assert {type(layer) for layer in layers_of(again).values()} == {PackedLinear}
 
 
-def test_packed_while_it_is_loaded(tmp_path):
-    model = LLAMA.model(**WIDE)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.filterwarnings("ignore:.*of a width that 32 does not divide")
+def test_packed_while_it_is_loaded(tmp_path, architecture, format):
+    model = architecture.model()
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        tmp_path, quantization_config=PackedConfig("int4"), attn_implementation="eager"
+    loaded, told = AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        quantization_config=PackedConfig(format),
+        attn_implementation="eager",
+        output_loading_info=True,
     )
-    assert torch.equal(logits(loaded), logits(restack.quantize(model, "int4")))
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    packed = restack.quantize(model, format)
+    assert layers_of(loaded).keys() == layers_of(packed).keys()
+    ours, theirs = loaded.state_dict(), packed.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert torch.equal(logits(loaded), logits(packed))
+    assert not any(
+        tensor.requires_grad for layer in layers_of(loaded).values() for tensor in layer.parameters()
+    )
+
+
+def test_a_weight_of_another_shape_is_told_of(tmp_path):
+    LLAMA.model(**WIDE).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path, quantization_config=PackedConfig("int4"), intermediate_size=192
+        )
+
+
+LOAD = """
+import sys
+from pathlib import Path
+
+import torch, transformers.models.llama.modeling_llama
+from restack import recipes
+from restack.runtime.packed import PackedConfig
+
+def resident(kind):
+    return int(Path("/proc/self/status").read_text().split(kind + ":")[1].split()[0]) * 1024
+
+PackedConfig("int8")
+before = resident("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+model = recipes.open(sys.argv[1], quantization_config=PackedConfig("int8"))
+weights = [*model.parameters(), *model.buffers()]
+print(resident("VmHWM") - before, sum(weight.nbytes for weight in weights))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_the_plain_weights_are_never_all_in_memory(tmp_path):
+    model = LLAMA.model(vocab_size=1000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=16)
+    plain = sum(weight.nbytes for weight in model.parameters())
+    model.save_pretrained(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    grown, packed = map(int, done.stdout.split())
+    largest = max(weight.nbytes for weight in model.parameters())
+    modules = 60e6  # of transformers, imported for a quantised model, and what torch allocates once
+    assert plain > 3.5 * packed > 700e6
+    assert grown < packed + largest + modules
 
 
 def test_a_tied_head_is_packed_beside_the_embedding():

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from restack.runtime.native import Matrix, kernel
 from restack.runtime.packed import torch_kernels
-from restack.runtime.packed.formats import Packed, group_of, pack_int4, pack_int8
+from restack.runtime.packed.formats import Packed, group_of, pack
 
 FEW = 12  # rows that are multiplied with weights as they are packed; for more, unpacking first is quicker
 
@@ -39,30 +39,24 @@ class PackedLinear(nn.Linear):
         nn.Module.__init__(self)
         group = group_of(inputs) if bits == 4 else None
         self.in_features, self.out_features, self.bits = inputs, outputs, 8 if group is None else 4
-        grid = (outputs,) if group is None else (outputs, inputs // group)
-        self.weight = _frozen(
-            torch.empty(outputs, inputs, dtype=torch.int8, device="meta")
-            if group is None
-            else torch.empty(outputs, inputs // 2, dtype=torch.uint8, device="meta")
-        )
-        self.scales = _frozen(torch.empty(grid, dtype=torch.bfloat16, device="meta"))
-        zeros = None if group is None else _frozen(torch.empty(grid, dtype=torch.bfloat16, device="meta"))
-        self.register_parameter("zeros", zeros)
+        self._hold(Packed.empty(outputs, inputs, group, "meta"))
         bias = _frozen(torch.empty(outputs, dtype=dtype, device="meta")) if has_bias else None
         self.register_parameter("bias", bias)
         self._for_torch: tuple[torch.Tensor, torch.Tensor] | None = None  # as torch's own kernel wants them
 
     @classmethod
-    def of(cls, weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> "PackedLinear":
-        """Pack weights, shape (outputs, inputs)."""
+    def of(cls, weight: torch.Tensor, bias: nn.Parameter | None, bits: int) -> "PackedLinear":
+        """Pack weights, shape (outputs, inputs), and take the bias itself, which may be still to be read."""
         outputs, inputs = weight.shape
         made = cls(outputs, inputs, bits, bias is not None, weight.dtype)
-        group = group_of(inputs)
-        packed = pack_int8(weight) if made.bits == 8 or group is None else pack_int4(weight, group)
-        made.weight, made.scales = _frozen(packed.weight), _frozen(packed.scales)
-        made.zeros = None if packed.zeros is None else _frozen(packed.zeros)
-        made.register_parameter("bias", None if bias is None else _frozen(bias.detach().clone()))
+        made._hold(pack(weight, None if made.bits == 8 else group_of(inputs)))
+        made.register_parameter("bias", bias)
+        made.requires_grad_(False)
         return made
+
+    def _hold(self, packed: Packed) -> None:
+        self.weight, self.scales = _frozen(packed.weight), _frozen(packed.scales)
+        self.register_parameter("zeros", None if packed.zeros is None else _frozen(packed.zeros))
 
     @property
     def packed(self) -> Packed:

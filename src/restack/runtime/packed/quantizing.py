@@ -1,14 +1,12 @@
 """A model whose linear layers are packed, in place."""
 
-import warnings
 from typing import Any, TypeVar
 
 from torch import nn
 
 from restack.errors import ModelError
-from restack.plans.pointing import counted
 from restack.runtime.packed.quantizer import PackedConfig, PackedQuantizer
-from restack.runtime.packed.replacing import BITS, linear_layers, pack_layers, prepare_layers, undivided
+from restack.runtime.packed.replacing import BITS, check_layers, pack_layers, prepare_layers
 from restack.views.guards import PLAN
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -49,14 +47,7 @@ def quantize(model: Model, format: str) -> Model:
         raise ModelError(
             "weights of the model are not in memory; load it without device_map, and quantise it then"
         )
-    if not any(True for _ in linear_layers(model)):
-        raise ModelError(f"a {type(model).__name__} has no linear layers of its own; it cannot be quantised")
-    if format == "int4" and (wide := undivided(model)):
-        warnings.warn(
-            f"{counted(len(wide), 'layer')} of a width that 32 does not divide, {wide[0]} the first, packed "
-            "with 8 bits",
-            stacklevel=2,
-        )
+    check_layers(model, format)
     pack_layers(model, BITS[format])
     prepare_layers(model)
     config.quantization_config = settings

@@ -2,7 +2,8 @@
 
 import inspect
 import re
-from collections import defaultdict
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from restack.errors import ModelError
+from restack.plans.pointing import counted
 from restack.runtime.packed.formats import group_of
 from restack.runtime.packed.linear import PackedLinear
 
@@ -46,10 +49,33 @@ def pack_layers(model: nn.Module, bits: int) -> None:
     _replace_layers(model, lambda weight, bias: PackedLinear.of(weight, bias, bits))
 
 
+def layers_of_one_place(model: Any) -> set[str]:
+    """The layers that are packed and whose weights no other module has."""
+    times = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    tied = {**model.all_tied_weights_keys}
+    shared = {name.removesuffix(".weight") for pair in tied.items() for name in pair}
+    return {path for path, module in linear_layers(model) if times[id(module)] == 1} - shared
+
+
+def pack_layer(model: nn.Module, path: str, weight: torch.Tensor, bits: int) -> PackedLinear:
+    """Put a packed layer in the place of a linear one that has no weights yet, nor perhaps its bias.
+
+    Args:
+        weight: as the linear layer would hold it.
+
+    Returns:
+        The packed layer.
+    """
+    old: Any = model.get_submodule(path)
+    new = PackedLinear.of(_turned(old, weight), old.bias, bits).train(old.training)
+    model.set_submodule(path, new)
+    return new
+
+
 def put_empty_layers(model: nn.Module, bits: int) -> None:
     """Put packed layers without weights in the place of linear ones, for a checkpoint to fill."""
 
-    def empty(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+    def empty(weight: torch.Tensor, bias: nn.Parameter | None) -> PackedLinear:
         outputs, inputs = weight.shape
         return PackedLinear(outputs, inputs, bits, bias is not None, weight.dtype)
 
@@ -63,19 +89,36 @@ def prepare_layers(model: nn.Module) -> None:
             module.prepare()
 
 
-def undivided(model: nn.Module) -> list[str]:
-    """Where layers are whose rows no group of 4-bit weights divides."""
-    return [path for path, module in linear_layers(model) if group_of(_weight(module).shape[1]) is None]
+def check_layers(model: nn.Module, format: str) -> None:
+    """Refuse a model that has nothing to pack, and tell of layers that cannot be packed as asked.
+
+    Raises:
+        ModelError: so it is.
+    """
+    inputs = {path: _weight(module).shape[1] for path, module in linear_layers(model)}
+    if not inputs:
+        raise ModelError(f"a {type(model).__name__} has no linear layers of its own; it cannot be quantised")
+    wide = [path for path, width in inputs.items() if format == "int4" and group_of(width) is None]
+    if wide:
+        warnings.warn(
+            f"{counted(len(wide), 'layer')} of a width that 32 does not divide, {wide[0]} the first, packed "
+            "with 8 bits",
+            stacklevel=3,
+        )
 
 
-def _weight(module: nn.Module) -> torch.Tensor:
-    """(outputs, inputs); GPT-2's `Conv1D` keeps it transposed."""
-    weight: Any = module.weight
-    return (weight.T if isinstance(module, Conv1D) else weight).detach()  # type: ignore[no-any-return]
+def _weight(module: Any) -> torch.Tensor:
+    """(outputs, inputs)."""
+    return _turned(module, module.weight.detach())
+
+
+def _turned(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """(outputs, inputs) of what a module keeps: GPT-2's `Conv1D` has it transposed."""
+    return weight.T if isinstance(module, Conv1D) else weight
 
 
 def _replace_layers(
-    model: nn.Module, make: Callable[[torch.Tensor, torch.Tensor | None], PackedLinear]
+    model: nn.Module, make: Callable[[torch.Tensor, nn.Parameter | None], PackedLinear]
 ) -> None:
     """Put others in the place of linear layers, made of weight and bias, wherever the model has each.
 
