@@ -10,7 +10,7 @@ runs that take turns.
 The bytes that a token reads, weights and keys and values, a second, are told beside what `torch.sum` reads of
 a large tensor in the same run.
 
-    python benchmarks/decode.py --json decode.json      some minutes, 8 GB of memory
+    python benchmarks/decode.py --json decode.json      many minutes, 8 GB of memory
     python benchmarks/decode.py --chatllm ../main --chatllm-model 4=q4_0.bin --chatllm-model 8=q8_0.bin
 """
 
@@ -125,10 +125,12 @@ def main() -> None:
         "--chatllm-model", action="append", default=[], metavar="BITS=FILE", help="the model, converted by it"
     )
     parser.add_argument("--prompt", type=int, default=665, help="tokens to read")
+    parser.add_argument("--runs", type=int, default=3, help="of each measure")
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS, help="of the weights")
     asked = parser.parse_args()
-    tokens, runs, prompt = (16, 1, 64) if asked.quick else (48, 3, asked.prompt)
+    tokens, runs, prompt = (16, 1, 64) if asked.quick else (48, asked.runs, asked.prompt)
     text = torch.randint(SHAPE["vocab_size"], (1, prompt), generator=torch.Generator().manual_seed(1))
-    formats = ["int4", "float32"] if asked.quick else list(FORMATS)
+    formats = ["int4", "float32"] if asked.quick else asked.formats
     converted = dict(each.split("=", 1) for each in asked.chatllm_model)
     claims, told = [], {}
     for name, plan in list(PLANS.items())[: 1 if asked.quick else None]:
@@ -138,7 +140,7 @@ def main() -> None:
                 MODELS[format] = made(format)
             view = restack.view(MODELS[format], plan)
             measures[format] = partial(timed, view, text, tokens, True)
-        for dtype in ("float32", "bfloat16")[: 1 if asked.quick else 2]:
+        for dtype in set(formats) & {"float32", "bfloat16"}:
             whole = restack.materialise(MODELS[dtype], plan)
             measures[f"transformers {dtype}"] = partial(timed, whole, text, tokens, False)
         for bits, file in converted.items():

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from restack import __version__
-from restack.cli import convert_app, draft_app, eval_app, programs_app, prune_app, scan_app, train_app
+from restack.cli import (
+    convert_app,
+    draft_app,
+    eval_app,
+    programs_app,
+    prune_app,
+    scan_app,
+    serve_app,
+    train_app,
+)
 from restack.cli import options as o
 
 app = typer.Typer(
@@ -237,5 +246,6 @@ app.command(rich_help_panel=MAKE)(train_app.train)
 for search in (scan_app.scan, prune_app.prune, draft_app.draft):
     app.command(rich_help_panel=SEARCH)(search)
 app.command("eval", rich_help_panel=SEARCH)(eval_app.evaluate)
+app.command(rich_help_panel=TALK)(serve_app.serve)
 for program in (programs_app.duet, programs_app.cobblers, programs_app.think):
     app.command(rich_help_panel=TALK)(program)

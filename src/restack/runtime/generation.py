@@ -9,7 +9,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
+from transformers.generation.stopping_criteria import (
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from restack.errors import UsageError
 from restack.runtime.decoding import Drafter, decode, draws_one_by_one, is_assisted
@@ -138,6 +142,7 @@ def generate(
     drafter: Drafter | None = None,
     follows: int = 0,
     shown: Collection[int] = (),
+    between: Callable[[], None] | None = None,
     **options: Any,
 ) -> Generated:
     """The text that the model writes after a prompt; `on_text` gets each piece as soon as it is whole.
@@ -157,6 +162,8 @@ def generate(
         follows: how many tokens at the end of the prompt the text follows within a sentence; the tokenizers
             that leave out the blank before a first word keep it then.
         shown: special tokens that are part of the text.
+        between: called after each token, and where our own loop runs the model, also between the pieces in
+            which a long prompt is read then. What it raises ends the text.
         options: more keyword arguments of transformers' `generate`.
 
     Raises:
@@ -175,14 +182,17 @@ def generate(
         if reuse.cache is not None:
             options["past_key_values"] = reuse.cache
         if draws_one_by_one(model, options):
-            options["custom_generate"] = partial(decode, stream=stream, drafter=drafter)
+            options["custom_generate"] = partial(decode, stream=stream, drafter=drafter, between=between)
+        further = options.pop("stopping_criteria", ())
+        if between is not None:
+            further = (*further, _Between(between))
         try:
             model.generate(
                 tokens,
                 attention_mask=torch.ones_like(tokens),
                 max_new_tokens=limit,
                 streamer=stream,
-                stopping_criteria=_criteria(tokenizer, stop, options.pop("stopping_criteria", ())),
+                stopping_criteria=_criteria(tokenizer, stop, further),
                 **sampling.settings(),
                 **options,
             )
@@ -254,6 +264,17 @@ def generate_all(
         text = text_of(tokenizer, row[:length], before=before, shown=shown)
         texts.append(text[: _end(text, stop)])
     return texts
+
+
+class _Between(StoppingCriteria):  # type: ignore[misc]
+    """Calls something after each token, and ends no text."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self._call()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _criteria(tokenizer: Any, stop: Sequence[str], further: Sequence[Any]) -> StoppingCriteriaList:

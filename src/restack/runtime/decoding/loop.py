@@ -38,6 +38,7 @@ PROCESSORS = (
 UNDERSTOOD = (
     "attention_mask", "cache_position", "logits_to_keep", "past_key_values", "position_ids", "use_cache",
 )  # fmt: skip
+PIECE = 256  # tokens of a prompt that are read at a time, where others are waiting
 MODES = ("greedy_search", "sample")
 EXTRAS = (
     "return_dict_in_generate",
@@ -65,13 +66,14 @@ def decode(
     generation_config: Any,
     stream: BaseStreamer | None = None,
     drafter: Drafter | None = None,
+    between: Callable[[], None] | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor:
     """Draw tokens until all texts have ended: all tokens, shape (B, T), filled up behind the ends.
 
     The tokens are those that transformers' `_sample` draws, whose arguments these are. The prompt is read by
     the model's own forward. Then, if the native step can run the model, it does; else transformers goes on.
-    A drafter may draft for one text.
+    A drafter may draft for one text. With `between`, a prompt is read in pieces, and that is called between.
     """
     found, compiled = _lean(model, input_ids, generation_config, model_kwargs)
     if found is None or compiled is None:
@@ -81,7 +83,18 @@ def decode(
     cache, mask = model_kwargs["past_key_values"], model_kwargs.get("attention_mask")
     batch, pad = len(input_ids), generation_config._pad_token_tensor
     began = perf_counter()
-    logits = _prefilled(model, input_ids, cache, mask, model_kwargs.get("position_ids"))
+    positions = model_kwargs.get("position_ids")
+    if between is not None and found.takes_several and batch == 1:
+        for end in range(cache.get_seq_length() + PIECE, input_ids.shape[1], PIECE):
+            _prefilled(
+                model,
+                input_ids[:, :end],
+                cache,
+                None if mask is None else mask[:, :end],
+                None if positions is None else positions[:, :end],
+            )
+            between()
+    logits = _prefilled(model, input_ids, cache, mask, positions)
     reading = perf_counter() - began
     firsts = _firsts(input_ids, mask)
     room = min(generation_config.max_length, input_ids.shape[1] + ROOM)
@@ -158,9 +171,9 @@ class Text:
         batch = len(self.tokens)
         tokens = self.pad.repeat(batch).index_copy(0, self._left(), drawn)
         self.tokens = torch.cat([self.tokens, tokens[:, None]], dim=1)
-        has_ended = self.criteria(self.tokens, None).tolist()
         if self.stream is not None:
             self.stream.put(tokens)
+        has_ended = self.criteria(self.tokens, None).tolist()
         self.left = [text for text in self.left if not has_ended[text]]
 
     def _left(self) -> torch.Tensor:
