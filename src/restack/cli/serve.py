@@ -66,6 +66,7 @@ def run(
             f"{plans} {'model' if plans == 1 else 'models'} on {held.bytes / 1e6:,.1f} MB of weights: "
             f"{', '.join(catalogue.names)}" + ("" if has_fixed_plans else f"; any other as {model}@SPEC")
         )
+        listening.listen()
         shown = f"[{host}]" if ":" in host else host
         print(f"http://{shown}:{listening.getsockname()[1]}/v1", flush=True)
         if host not in LOCAL and api_key is None:
@@ -77,7 +78,7 @@ def run(
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that listens there."""
+    """A socket that can listen there."""
     try:
         [family, kind, protocol, _, address], *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         listening = socket.socket(family, kind, protocol)
