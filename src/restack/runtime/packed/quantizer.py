@@ -9,7 +9,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from restack.errors import UsageError
-from restack.runtime.packed.giving_back import forget_pages, trim
+from restack.runtime.packed.mapped import forget_pages
 from restack.runtime.packed.replacing import (
     BITS,
     check_layers,
@@ -94,7 +94,6 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if not self.pre_quantized:
             pack_layers(model, self._bits)
-            trim()
         prepare_layers(model)
         return model
 

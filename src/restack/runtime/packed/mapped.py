@@ -1,4 +1,4 @@
-"""Memory that the weights took before they were packed, given back to the system."""
+"""Weights that are pages of a mapped file."""
 
 import ctypes
 import mmap
@@ -19,13 +19,6 @@ def forget_pages(weight: torch.Tensor) -> None:
     length = (weight.data_ptr() + weight.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin
     if weight.device.type == "cpu" and length > 0 and MAPS.exists() and _is_of_file(begin):
         ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
-
-
-def trim() -> None:
-    """Give back what has been freed, where the C library keeps it for later (glibc)."""
-    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if give_back is not None:
-        give_back(ctypes.c_size_t(0))
 
 
 def _is_of_file(address: int) -> bool:
