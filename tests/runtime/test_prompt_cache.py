@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import restack
 from restack import recipes
 from restack.runtime import PromptCache, Sampling, generate
 from tests.chat.test_reuse import tiny
@@ -35,6 +36,16 @@ def test_a_text_that_goes_on_is_read_on(tokenizer, kind):
     assert (made.reused, made.read, made.reason) == (35, 6, "")
     assert made.tokens == generate(model, tokenizer, longer, SAMPLING).tokens
     assert cache.tokens == [*longer[0].tolist(), *made.tokens[:-1]]
+
+
+@pytest.mark.parametrize("plan", ["0:4;kv=0_0_2_2", "0:2,1:4;kv=0_0_2_2_4", "0:3,1:4@0.5"])
+def test_a_view_reads_on_from_where_texts_part(tokenizer, plan):
+    model, cache = restack.view(tiny("llama"), plan), PromptCache()
+    generate(model, tokenizer, prompt(30), SAMPLING, prompt_cache=cache)
+    other = torch.cat([prompt(30)[:, :20], prompt(5, 1)], 1)
+    made = generate(model, tokenizer, other, SAMPLING, prompt_cache=cache)
+    assert (made.reused, made.reason) == (20, "")
+    assert made.tokens == generate(model, tokenizer, other, SAMPLING).tokens
 
 
 @pytest.mark.parametrize("kind", ["llama", "sliding", "house shared"])

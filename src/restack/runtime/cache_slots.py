@@ -13,6 +13,8 @@ from restack.views.empty_slot import EmptySlot
 
 def tokens_of(slot: Any) -> int:
     """How many tokens a slot has read; 0 for states that do not tell."""
+    if isinstance(slot, EmptySlot):  # which need not tell, in some versions of transformers
+        return 0
     return int(slot.get_seq_length()) if getattr(slot, "is_initialized", False) else 0
 
 

@@ -163,7 +163,7 @@ class PromptCache:
         """A cache of the beginning of a prompt, but not of its last token: that is read for its logits."""
         config = model.config.get_text_config(decoder=True)
         new = DynamicCache(config=config) if _takes_dynamic_cache(model) else None
-        common = min(_common(self.tokens, prompt), len(prompt) - 1)
+        common = min(common_beginning(self.tokens, prompt), len(prompt) - 1)
         if not common:
             return Reuse(new)
         if self.cache is None:
@@ -200,7 +200,7 @@ def _is_known(reuse: Reuse, prompt: int) -> bool:
     return has_begun and reuse.cache is not None and cache_slots.tells_an_interrupt(reuse.cache)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
     """How many first tokens are the same."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((number for number, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -6,6 +6,7 @@ from threading import Lock
 from typing import Any
 
 from restack.runtime import PromptCache
+from restack.runtime.prompt_cache import common_beginning
 
 
 class KeptPrompts:
@@ -42,7 +43,9 @@ class KeptPrompts:
 
     def _take(self, model: Any, prompt: Sequence[int]) -> PromptCache:
         with self._lock:
-            known = [(_common(each.tokens, prompt), each.model is model, each) for each in self._kept]
+            known = [
+                (common_beginning(each.tokens, prompt), each.model is model, each) for each in self._kept
+            ]
             tokens, _, best = max(known, key=lambda each: each[:2], default=(0, False, None))
             if best is None or not tokens:
                 return PromptCache()
@@ -57,9 +60,3 @@ class KeptPrompts:
                 self._kept.append(read)
             while self._kept and sum(each.bytes for each in self._kept) > self.room:
                 del self._kept[0]
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many first tokens are the same."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((number for number, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -98,6 +98,30 @@ def test_so_it_is_with_the_house_model():
     assert torch.equal(spoken(base, found, tokens), spoken(base, tokens=tokens))
 
 
+@pytest.mark.parametrize(("plan", "draft"), PAIRS)
+def test_the_next_turn_is_read_from_where_the_draft_has_read(monkeypatch, plan, draft):
+    base = made("llama")
+    model, found = view(base, plan), drafter(view(base, draft), 3)
+    forward, read = type(found.model).forward, []
+
+    def counting(self, input_ids, **options):
+        if self is found.model:
+            read.append(input_ids.shape[1])
+        return forward(self, input_ids, **options)
+
+    counting.__module__ = forward.__module__  # or the loop would not know the model
+    first = spoken(model, found)
+    further = torch.cat([first, PROMPT + 1], dim=1)
+    other = torch.cat([PROMPT[:, :3], further[:, 5:]], dim=1)
+    expected = [spoken(model, tokens=tokens) for tokens in (further, other)]
+    monkeypatch.setattr(type(found.model), "forward", counting)
+    assert torch.equal(spoken(model, found, further), expected[0])
+    assert len(read) == 1 and PROMPT.shape[1] <= read[0] <= PROMPT.shape[1] + 3
+    read.clear()
+    assert torch.equal(spoken(model, found, other), expected[1])
+    assert read == [other.shape[1] - 3]
+
+
 def test_a_draft_that_is_right_is_kept_whole():
     base = made("llama")
     found = drafter(view(base, "0:4"), 5)

@@ -194,7 +194,7 @@ def _draw_one(text: Text, stepper: Stepper) -> None:
 def _draw_drafted(
     text: Text,
     stepper: Stepper,
-    begin: Callable[[torch.Tensor], Speculation],
+    begin: Callable[[list[int]], Speculation],
     pace: Pace,
     pays: Callable[[int], bool],
     longest: int,
@@ -204,7 +204,7 @@ def _draw_drafted(
     Args:
         text: one.
         stepper: of the model.
-        begin: has the draft read tokens, (1, T).
+        begin: has the draft read tokens.
         pace: of the draft.
         pays: whether it is worth while to begin a draft, with so many tokens remaining.
         longest: tokens that the text may have.
@@ -223,7 +223,7 @@ def _draw_drafted(
             is_decided = True
             pace.is_over = not pays(longest - text.tokens.shape[1])
             if not pace.is_over:
-                speculation = begin(text.tokens[:, :-1])
+                speculation = begin(text.tokens[0, :-1].tolist())
                 pace.note_reading(perf_counter() - began)
         elif speculation is None:
             _draw_one(text, stepper)
@@ -235,6 +235,8 @@ def _draw_drafted(
                     text.add(torch.tensor([token]))
                     used += 1
             speculation.keep(used)
+    if speculation is not None:
+        speculation.end(text.tokens[0].tolist())
     _draw(text, stepper)
 
 

@@ -16,10 +16,12 @@ import torch
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
+from restack.runtime import cache_slots
 from restack.runtime.decoding.pace import Pace
 from restack.runtime.decoding.stepper import Recorder, Stepper
 from restack.runtime.decoding.structure import Structure, structure
 from restack.runtime.native import quiet_kernel
+from restack.runtime.prompt_cache import common_beginning
 from restack.views.leading import leading_visits
 
 ScoresOf = Callable[[Sequence[int], torch.Tensor], torch.Tensor]
@@ -36,6 +38,26 @@ class Drafter:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.pace = Pace()
+        self._tokens: list[int] = []  # of the text that it has read last
+        self._cache: DynamicCache | None = None
+
+    def read(self, tokens: list[int]) -> DynamicCache:
+        """A cache of a text; of one that begins like the last one, only what is new is read."""
+        cache, self._cache = self._cache, None
+        known = min(common_beginning(self._tokens, tokens), len(tokens) - 1)
+        surplus = len(self._tokens) - known
+        if cache is None or not known or (surplus and not cache_slots.is_croppable(cache)):
+            cache, known = DynamicCache(config=self.model.config), 0
+        elif surplus:
+            cache_slots.crop(cache, surplus)
+        most = self.model.get_input_embeddings().num_embeddings - 1  # another model may know fewer tokens
+        new = torch.tensor([tokens[known:]]).clamp(max=most)
+        self.model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return cache
+
+    def keep(self, tokens: list[int], cache: DynamicCache) -> None:
+        """Keep a cache of a text for the next one."""
+        self._tokens, self._cache = tokens, cache
 
     def structure(self, target: Structure, tokens: int = 0) -> Structure | None:
         """What the native step needs to know of it; None where it cannot draft for a model.
@@ -77,7 +99,7 @@ class Speculation:
         model: Any,
         drafter: Drafter,
         found: Structure,
-        read: torch.Tensor,
+        read: list[int],
         *,
         is_sampled: bool,
     ) -> None:
@@ -88,17 +110,15 @@ class Speculation:
             model: that view.
             drafter: drafts.
             found: its structure.
-            read: the tokens, (1, T).
+            read: the tokens.
             is_sampled: whether tokens are drawn by chance; else the likeliest is taken.
         """
         self.target, self.drafter, self.is_sampled = target, drafter, is_sampled
         self.common = leading_visits(model, drafter.model)
         room = target.lengths[0] + 1
         self.draft = Stepper(target.kernel, found, target.firsts, room, beside=target, common=self.common)
-        cache = DynamicCache(config=drafter.model.config)
-        read = read.clamp(max=len(found.embedding.weight) - 1)  # another model may know fewer tokens
-        drafter.model(read, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        self.draft.take(cache, self.common)
+        self._cache = drafter.read(read)
+        self.draft.take(self._cache, self.common)
         self._pieces: list[Pieces] = []
         self._embeds_alike = found.embedding.weight is target.structure.embedding.weight
         # What enters the first visit that the two have not in common: in this round, of each of the two; and
@@ -154,6 +174,13 @@ class Speculation:
             self._waiting.append(self._entered_draft[length])
         for each in self._pieces:
             each.hand_over(tokens)
+
+    def end(self, text: Sequence[int]) -> None:
+        """Leave what the draft knows of a text, which is the one that was drawn, for the next."""
+        known = self.target.lengths[0] - sum(map(len, self._waiting))
+        self.draft.lengths = [known]
+        self.draft.give_back(self._cache)
+        self.drafter.keep(list(text[:known]), self._cache)
 
     def _enter(self, token: int, place: int) -> None:
         """Run the visits that are common to both for one token."""
