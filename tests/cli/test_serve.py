@@ -53,6 +53,8 @@ def test_others_may_reach_it_only_with_a_warning():
         (["--plan", "demo=0:4"], "has the name of the model"),
         (["--plan", "a=0:99"], "stop 99 is past the model's 12 layers"),
         (["--kept", "much"], "no size"),
+        (["--api-key", ""], "--api-key is empty"),
+        (["--api-key", "schlüssel"], "printable ASCII"),
         (["--slots", "0"], "--slots"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
         (["--quantize", "int3"], "--quantize is 'int3'"),

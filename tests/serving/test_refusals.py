@@ -5,7 +5,7 @@ import socket
 import time
 
 import pytest
-from openai import AuthenticationError
+from openai import APIError, AuthenticationError
 
 from tests.serving.running import running
 
@@ -19,7 +19,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
     [
         (CHAT, b"{", 400, "no JSON"),
         (CHAT, b"\xff\xfe{}", 400, "not UTF-8 (byte 0)"),
-        (CHAT, b"[1]", 400, "a JSON list; send an object"),
+        (CHAT, b"[1]", 400, "no object; send one"),
         (CHAT, b"[" * 100_000, 400, "no JSON"),
         (CHAT, b'{"temperature": NaN}', 400, "NaN is no number of JSON"),
         (CHAT, b" " * 10_000_001, 413, "more than 10 MB"),
@@ -47,6 +47,31 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
         (TEXT, {**COMPLETE, "prompt": "a " * 5000}, 400, "the model's context is"),
         (TEXT, {**COMPLETE, "suffix": "x"}, 400, "suffix is not supported"),
         (TEXT, {**COMPLETE, "best_of": 2}, 400, "best_of is not supported"),
+        (TEXT, {**COMPLETE, "echo": True}, 400, "echo: it is not supported"),
+        (TEXT, {**COMPLETE, "prompt": ["Hi"] * 100}, 400, "100 answers at once, and 68 are taken at most"),
+        (TEXT, b'{"model": "demo", "prompt": "a \\ud83d"}', 400, "half a surrogate pair"),
+        (CHAT, {**ASK, "stop": "x" * 257}, 400, "a stop string has 257 characters; write 256"),
+        (CHAT, {**ASK, "logit_bias": {"9" * 5000: 1}}, 400, "is no token id"),
+        (CHAT, {**ASK, "logit_bias": {"05": 1}}, 400, "'05' is no token id"),
+        (CHAT, {**ASK, "model": "~\0@0:4"}, 404, "there is no model"),
+        (
+            CHAT,
+            {**ASK, "model": "demo@" + ",".join(["0:12"] * 9)},
+            400,
+            "108 visits and a request's may have 96",
+        ),
+        (
+            CHAT,
+            {**ASK, "messages": [{"role": "assistant", "content": "I"}]},
+            400,
+            "nothing before the assistant",
+        ),
+        (
+            CHAT,
+            {**ASK, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            400,
+            "parts of type 'image_url' are not supported",
+        ),
         ("/v1/embeddings", {}, 404, "Not Found"),
     ],
 )
@@ -94,6 +119,40 @@ def test_a_full_queue_refuses():
             stream.close()
         assert server.is_idle()
         assert server.post(TEXT, COMPLETE)[0] == 200
+
+
+def test_a_waiting_client_that_goes_away_frees_its_place():
+    long = {**COMPLETE, "max_tokens": 900, "ignore_eos": True, "stream": True}
+    with running(slots=1, queue=1) as server:
+        writing, waiting = begun(server, long), begun(server, long)
+        deadline = time.monotonic() + 20
+        while not server.writers.waiting and time.monotonic() < deadline:
+            time.sleep(0.01)
+        waiting.close()
+        while server.writers.waiting and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (server.writers.running, server.writers.waiting) == (1, 0)
+        writing.close()
+
+
+def test_paths_make_no_measures_of_their_own(server):
+    for number in range(3):
+        server.post(f"/v1/xyz{number}", {})
+        server.post(CHAT, {**ASK, "model": f"demo@0:{number + 1}"})
+    told = server.get("/metrics")
+    assert "xyz" not in told and "demo@0:1" not in told
+
+
+def test_a_server_that_ends_says_so():
+    with running() as server:
+        stream = server.openai.completions.create(
+            model="demo", prompt="Hi", max_tokens=900, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(iter(stream))
+        server.writers.close()
+        with pytest.raises(APIError, match="the server is ending"):
+            list(stream)
+        assert server.post(TEXT, COMPLETE)[0] == 429
 
 
 def begun(server, body):

@@ -51,6 +51,8 @@ def run(
     except ImportError as error:
         raise UsageError(f"serving needs {error.name}; pip install 'restack[serve]'") from None
 
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip()):
+        raise UsageError("--api-key is empty, or has other characters than printable ASCII; write another")
     listening = _bound(host, port)  # before seconds are spent on weights
     shelf = Shelf(
         **place,
@@ -59,7 +61,8 @@ def run(
     )
     with listening, loading.warnings_in_one_line():
         catalogue = Catalogue(shelf, model, named, has_fixed_plans=has_fixed_plans)
-        app = make_app(catalogue, Writers(slots, queue, KeptPrompts(kept_bytes)), api_key=api_key)
+        writers = Writers(slots, queue, KeptPrompts(kept_bytes))
+        app = make_app(catalogue, writers, api_key=api_key)
         held = shelf.held
         plans = len(catalogue.names)
         print(
@@ -74,7 +77,13 @@ def run(
                 "restack: others can reach this address, and no key is asked for (--api-key)", file=sys.stderr
             )
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="on")
-        uvicorn.Server(settings).run(sockets=[listening])
+
+        class Server(uvicorn.Server):
+            def handle_exit(self, *signal: Any) -> None:
+                writers.close()  # or it would wait for the answers, and then cut them off
+                super().handle_exit(*signal)
+
+        Server(settings).run(sockets=[listening])
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -184,6 +184,8 @@ def generate(
         if draws_one_by_one(model, options):
             options["custom_generate"] = partial(decode, stream=stream, drafter=drafter, between=between)
         further = options.pop("stopping_criteria", ())
+        if stop:
+            further = (*further, _Stopped(stream))
         if between is not None:
             further = (*further, _Between(between))
         try:
@@ -192,7 +194,7 @@ def generate(
                 attention_mask=torch.ones_like(tokens),
                 max_new_tokens=limit,
                 streamer=stream,
-                stopping_criteria=_criteria(tokenizer, stop, further),
+                stopping_criteria=StoppingCriteriaList(further),
                 **sampling.settings(),
                 **options,
             )
@@ -264,6 +266,21 @@ def generate_all(
         text = text_of(tokenizer, row[:length], before=before, shown=shown)
         texts.append(text[: _end(text, stop)])
     return texts
+
+
+class _Stopped(StoppingCriteria):  # type: ignore[misc]
+    """Ends a text where a stop string was found in it.
+
+    transformers' own looks at all tokens of the vocabulary first, which takes seconds with a large one.
+    """
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream = stream
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full(
+            (len(input_ids),), self._stream.is_stopped, dtype=torch.bool, device=input_ids.device
+        )
 
 
 class _Between(StoppingCriteria):  # type: ignore[misc]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from restack.runtime import Generated
+from restack.runtime.streaming import REPLACEMENT
 from restack.serving.scores import TokenScore
 
 FINISH = {"stop": "stop", "length": "length", "context": "length"}
@@ -38,7 +39,9 @@ class Shape:
 def _of_chat(tokenizer: Any, scores: Sequence[TokenScore], offset: int) -> dict[str, Any]:
     def told(token: int, log_probability: float) -> dict[str, Any]:
         text = _text(tokenizer, token)
-        return {"token": text, "logprob": log_probability, "bytes": list(text.encode())}
+        is_whole = REPLACEMENT not in tokenizer.decode([token])
+        of_it = list(text.encode()) if is_whole else None
+        return {"token": text, "logprob": log_probability, "bytes": of_it}
 
     content = [
         told(each.token, each.log_probability)
@@ -64,7 +67,9 @@ def _of_completion(tokenizer: Any, scores: Sequence[TokenScore], offset: int) ->
 
 
 def _text(tokenizer: Any, token: int) -> str:
-    return str(tokenizer.decode([token]))
+    """Of a token; its name in the vocabulary where it is part of a character."""
+    text = str(tokenizer.decode([token]))
+    return str(tokenizer.convert_ids_to_tokens(token)) if REPLACEMENT in text else text
 
 
 CHAT = Shape(
@@ -141,11 +146,12 @@ class Answers:
         """The tokens of prompts and answers; the cached ones are those that were not read again."""
         written = [choice.written for choice in self.choices if choice.written is not None]
         prompt, answer = sum(self.prompts), sum(len(each.tokens) for each in written)
+        firsts = [choice.written for choice in self.choices[:: len(self.choices) // len(self.prompts)]]
         return {
             "prompt_tokens": prompt,
             "completion_tokens": answer,
             "total_tokens": prompt + answer,
-            "prompt_tokens_details": {"cached_tokens": sum(each.reused for each in written)},
+            "prompt_tokens_details": {"cached_tokens": sum(each.reused for each in firsts if each)},
         }
 
     def openings(self) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -47,6 +47,7 @@ def make_app(catalogue: Catalogue, writers: Writers, *, api_key: str | None = No
     app = FastAPI(title="Restack", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _not_found)
+    app.add_exception_handler(Exception, _failed)
 
     @app.middleware("http")
     async def count_and_check(request: Request, go_on: Callable[[Request], Any]) -> Response:
@@ -57,8 +58,8 @@ def make_app(catalogue: Catalogue, writers: Writers, *, api_key: str | None = No
             )
         else:
             response = await go_on(request)
-        known = path if response.status_code != 404 else "(none)"
-        server.measures.requests.labels(known, response.status_code).inc()
+        route = getattr(request.scope.get("route"), "path", "(none)")  # not the path: they are without end
+        server.measures.requests.labels(route, response.status_code).inc()
         return response
 
     @app.get("/health")
@@ -71,12 +72,14 @@ def make_app(catalogue: Catalogue, writers: Writers, *, api_key: str | None = No
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [server.described(name) for name in catalogue.names]}
+        return {
+            "object": "list",
+            "data": [server.described(catalogue.find(name)) for name in catalogue.names],
+        }
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        await server.found(name)
-        return server.described(name)
+        return server.described(await server.found(name))
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
@@ -98,14 +101,13 @@ class _Server:
         self.catalogue, self.writers = catalogue, writers
         self.measures = Measures(writers)
 
-    def described(self, name: str) -> dict[str, Any]:
-        plan = str(self.catalogue.find(name).plan)
+    def described(self, served: Served) -> dict[str, Any]:
         return {
-            "id": name,
+            "id": served.name,
             "object": "model",
             "created": self.catalogue.created,
             "owned_by": "restack",
-            "plan": plan,
+            "plan": str(served.plan),
         }
 
     async def found(self, name: str) -> Served:
@@ -145,37 +147,42 @@ class _Server:
             self.writers.admit(len(tasks))
         except Busy as error:
             raise Refused(429, str(error)) from None
+        except RestackError as error:
+            raise Refused(400, str(error)) from None
         for number, task in enumerate(tasks):
             self.writers.write(task).add_done_callback(partial(hear_end, number))
         chunks = self._chunks(answers, served, tasks, events)
         if asked.stream:
             sent = _stream(answers, chunks, asked.stream_options.include_usage)
-            return StreamingResponse(
-                sent, media_type="text/event-stream", headers={"cache-control": "no-cache"}
-            )
-        return await self._whole(request, answers, chunks)
+            return _Stream(sent, lambda: self._give_up(tasks), headers={"cache-control": "no-cache"})
+        try:
+            return await self._whole(request, answers, chunks)
+        finally:
+            self._give_up(tasks)
+
+    def _give_up(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            self.writers.give_up(task)
 
     async def _chunks(
         self, answers: Answers, served: Served, tasks: Sequence[Task], events: "asyncio.Queue[Event]"
     ) -> AsyncIterator[dict[str, Any]]:
-        """The chunks of a stream; where it is not read to its end, the answers are given up."""
-        try:
-            left = len(tasks)
-            while left:
-                event = await events.get()
-                if len(event) == 3:
-                    yield answers.add(*event)
-                    continue
-                index, end = event
-                if isinstance(end, BaseException):
-                    raise end
-                left -= 1
-                name = served.name if served.name in self.catalogue.names else f"{self.catalogue.name}@"
-                self.measures.note(name, end)
-                yield answers.end(index, end)
-        finally:
-            for task in tasks:
-                task.is_gone.set()
+        """The chunks of a stream."""
+        left = len(tasks)
+        while left:
+            event = await events.get()
+            if len(event) == 3:
+                yield answers.add(*event)
+                continue
+            index, end = event
+            if isinstance(end, Gone):
+                raise Refused(503, "the server is ending")
+            if isinstance(end, BaseException):
+                raise end
+            left -= 1
+            name = served.name if served.name in self.catalogue.names else f"{self.catalogue.name}@"
+            self.measures.note(name, end)
+            yield answers.end(index, end)
 
     async def _whole(
         self, request: Request, answers: Answers, chunks: AsyncIterator[dict[str, Any]]
@@ -206,14 +213,28 @@ async def _stream(
     try:
         async for chunk in chunks:
             yield _event(chunk)
-    except Exception as error:  # it has begun, so the status cannot say so any more
+    except Refused as error:  # it has begun, so the status cannot say so any more
+        yield _event(_body(error))
+    except Exception as error:
         yield _event(_body(Refused(500, _reason(error))))
     else:
         if with_usage:
             yield _event(answers.usage_chunk())
-    finally:
-        await chunks.aclose()  # type: ignore[attr-defined]
     yield "data: [DONE]\n\n"
+
+
+class _Stream(StreamingResponse):
+    """Calls something at its end, also where nothing of it was ever sent."""
+
+    def __init__(self, events: AsyncIterator[str], at_end: Callable[[], None], **options: Any) -> None:
+        super().__init__(events, media_type="text/event-stream", **options)
+        self._at_end = at_end
+
+    async def __call__(self, *args: Any) -> None:
+        try:
+            await super().__call__(*args)
+        finally:
+            self._at_end()
 
 
 def _event(value: dict[str, Any]) -> str:
@@ -221,8 +242,8 @@ def _event(value: dict[str, Any]) -> str:
 
 
 def _has_key(request: Request, key: str) -> bool:
-    given = request.headers.get("authorization", "")
-    return hmac.compare_digest(given.encode(), f"Bearer {key}".encode())
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), key.encode())
 
 
 def _reason(error: BaseException) -> str:
@@ -234,8 +255,8 @@ def _body(refused: Refused) -> dict[str, Any]:
     return {"error": {"message": refused.message, "type": kind, "param": refused.param, "code": None}}
 
 
-def _error(refused: Refused) -> JSONResponse:
-    headers = {401: {"www-authenticate": "Bearer"}, 429: {"retry-after": "1"}}.get(refused.status)
+def _error(refused: Refused, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    headers = headers or {401: {"www-authenticate": "Bearer"}, 429: {"retry-after": "1"}}.get(refused.status)
     return JSONResponse(_body(refused), refused.status, headers)
 
 
@@ -246,4 +267,9 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _error(Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+    told = f"{request.method} {request.url.path}: {error.detail}"
+    return _error(Refused(error.status_code, told), error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return _error(Refused(500, _reason(error)))

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 LARGEST = 10 * 10**6  # bytes
 PATIENCE = 30.0  # seconds that a body may take
@@ -36,6 +37,8 @@ async def said(request: Request, kind: type[Said]) -> Said:
     try:
         async with asyncio.timeout(PATIENCE):
             body = await _read(request)
+    except ClientDisconnect:
+        raise Refused(400, "the body was cut off") from None
     except TimeoutError:
         raise Refused(408, f"the body took more than {PATIENCE:.0f} seconds; send it at once") from None
     try:
@@ -62,7 +65,11 @@ def _parsed(body: bytes) -> Any:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise Refused(400, f"the body is no JSON: {reason:.200}") from None
     if not isinstance(found, dict):
-        raise Refused(400, f"the body is a JSON {type(found).__name__}; send an object")
+        raise Refused(400, "the body is JSON, but no object; send one")
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Refused(400, "the body has half a surrogate pair in a string; take it out") from None
     return found
 
 

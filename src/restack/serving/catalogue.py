@@ -8,12 +8,12 @@ from threading import Lock
 from typing import Any
 
 from restack import plans
-from restack.errors import RestackError, UsageError
-from restack.recipes import parse_reference
+from restack.errors import UsageError
 from restack.recipes.shelf import Shelf
 from restack.views import view
 
 MOST_VIEWS = 32  # that were made for requests, and are kept
+MOST_RUNS = 8  # times the base's layers, that a request's plan may have as visits
 
 
 class NoSuchModel(UsageError):
@@ -83,31 +83,28 @@ class Catalogue:
         """
         if name in self._named:
             return self._named[name]
-        base, spec = self._split(name)
-        if spec is None or base not in self._named:
+        base = next((known for known in self._named if name.startswith(f"{known}@")), None)
+        if base is None:
             raise NoSuchModel(f"there is no model {name!r:.200}; there are {self._told()}")
         if self.has_fixed_plans:
             raise NoSuchModel(f"only named plans are served; there are {', '.join(self._named)}")
         with self._lock:
-            if name not in self._made:
-                self._made[name] = self._view(name, self._named[base], spec)
+            found = self._made.get(name)
+        found = found or self._view(name, self._named[base], name.removeprefix(f"{base}@"))
+        with self._lock:
+            self._made[name] = found
             self._made.move_to_end(name)
             while len(self._made) > MOST_VIEWS:
                 self._made.popitem(last=False)
-            return self._made[name]
-
-    def _split(self, name: str) -> tuple[str, str | None]:
-        for known in self._named:
-            if name.startswith(f"{known}@"):
-                return known, name[len(known) + 1 :]
-        try:
-            reference = parse_reference(name)
-        except RestackError:
-            return name, None
-        return reference.model, reference.spec
+        return found
 
     def _view(self, name: str, of: Served, spec: str) -> Served:
         plan = of.plan.then(plans.plan(spec, len(of.plan)))
+        most = MOST_RUNS * max(self._base.plan.depths)
+        if len(plan) > most:
+            raise UsageError(
+                f"the plan has {len(plan)} visits and a request's may have {most}; name it (--plan)"
+            )
         model = self._base.base if plan.is_identity else view(self._base.base, plan)
         return Served(name, model, of.tokenizer, plan)
 

@@ -8,6 +8,8 @@ from typing import Any
 from restack.runtime import PromptCache
 from restack.runtime.prompt_cache import common_beginning
 
+MOST = 256  # texts
+
 
 class KeptPrompts:
     """What models have read, the last used longest, as far as there is room.
@@ -56,7 +58,8 @@ class KeptPrompts:
 
     def _keep(self, read: PromptCache) -> None:
         with self._lock:
-            if read.tokens:
-                self._kept.append(read)
-            while self._kept and sum(each.bytes for each in self._kept) > self.room:
+            if not read.tokens or read.bytes > self.room:
+                return
+            self._kept.append(read)
+            while len(self._kept) > MOST or sum(each.bytes for each in self._kept) > self.room:
                 del self._kept[0]

@@ -1,11 +1,13 @@
 """What a request may say, as OpenAI's API has it; what is not known here is refused by its name."""
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-LONGEST_STOP = 64  # stop strings
+MOST_STOPS = 16
+LONGEST_STOP = 256  # characters
 MOST_CHOICES = 16
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
@@ -34,6 +36,16 @@ class Message(_Said):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart] = ""
 
+    @field_validator("content", mode="before")
+    @classmethod
+    def _of_text(cls, content: Any) -> Any:
+        parts = content if isinstance(content, list) else []
+        kinds = [part.get("type") for part in parts if isinstance(part, dict)]
+        other = next((kind for kind in kinds if kind != "text"), None)
+        if other is not None:
+            raise ValueError(f"parts of type {other!r:.40} are not supported; send text")
+        return content
+
     @property
     def text(self) -> str:
         """All of it."""
@@ -59,7 +71,7 @@ class _Asked(_Said):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=LONGEST_STOP)] = ()  # type: ignore[assignment]
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] = ()  # type: ignore[assignment]
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
@@ -72,7 +84,7 @@ class _Asked(_Said):
     @field_validator("logit_bias")
     @classmethod
     def _of_tokens(cls, bias: dict[str, float]) -> dict[str, float]:
-        wrong = next((token for token in bias if not (token.isascii() and token.isdecimal())), None)
+        wrong = next((token for token in bias if not re.fullmatch("0|[1-9][0-9]{0,8}", token)), None)
         if wrong is not None:
             raise ValueError(f"{wrong!r:.40} is no token id; write its number, as a string")
         return bias
@@ -82,6 +94,9 @@ class _Asked(_Said):
     def _not_empty(cls, stop: Any) -> Any:
         if "" in ([stop] if isinstance(stop, str) else stop):
             raise ValueError("an empty stop string would end every answer at once; leave it out")
+        longest = max(map(len, [stop] if isinstance(stop, str) else stop), default=0)
+        if longest > LONGEST_STOP:
+            raise ValueError(f"a stop string has {longest} characters; write {LONGEST_STOP} at most")
         return stop
 
     @field_validator("temperature")
@@ -130,13 +145,20 @@ class CompletionRequest(_Asked):
     """The body of a request for /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: Annotated[int, Field(ge=1)] = 16
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] = False
+    echo: bool = False
+
+    @field_validator("echo")
+    @classmethod
+    def _not_asked_for(cls, echo: bool) -> bool:
+        if echo:
+            raise ValueError("it is not supported; leave it out")
+        return echo
 
     @property
-    def limit(self) -> int:
-        """How many tokens the answer may have."""
+    def limit(self) -> int | None:
+        """How many tokens the answer may have; None for 16, as OpenAI has it, or what there is room for."""
         return self.max_tokens
 
     @property

@@ -16,6 +16,7 @@ from restack.serving.requests import ChatRequest, CompletionRequest, Message
 from restack.serving.scores import TokenScore
 from restack.serving.writing import Task
 
+USUAL = 16  # tokens of a completion, if nothing is said
 WITHOUT_CONTEXT = 512  # tokens of an answer that nothing else limits
 FOLLOWS = 8  # tokens: enough for the longest character, and for whatever a tokenizer makes of a blank
 Hear = Callable[[int, str, list[TokenScore]], None]
@@ -30,11 +31,13 @@ def chat_tasks(request: ChatRequest, served: Served, hear: Hear) -> list[Task]:
     *history, last = request.messages
     begun = last.text if last.role == "assistant" else ""
     messages = history if last.role == "assistant" else request.messages
+    if not messages:
+        raise UsageError("messages: there is nothing before the assistant's message; begin with a user's")
     template = ChatTemplate(served.tokenizer)
     text = template.opened([Said.of(_role(each), each.text) for each in messages], begun=begun)
     tokens: list[int] = served.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     stops = (*request.stops, *template.stops("assistant"))
-    return _tasks(request, served, [tokens], stops, hear, follows=bool(begun))
+    return _tasks(request, served, [tokens], stops, hear, usual=None, follows=bool(begun))
 
 
 def completion_tasks(request: CompletionRequest, served: Served, hear: Hear) -> list[Task]:
@@ -54,7 +57,7 @@ def completion_tasks(request: CompletionRequest, served: Served, hear: Hear) -> 
                 f"a prompt has tokens past the model's {vocabulary}; write 0 to {vocabulary - 1}"
             )
         prompts.append(list(tokens))
-    return _tasks(request, served, prompts, request.stops, hear, follows=True)
+    return _tasks(request, served, prompts, request.stops, hear, usual=USUAL, follows=True)
 
 
 def _tasks(
@@ -64,11 +67,12 @@ def _tasks(
     stops: Sequence[str],
     hear: Hear,
     *,
+    usual: int | None,
     follows: bool,
 ) -> list[Task]:
     """As many answers to each prompt as are asked for, each with a seed of its own."""
     first = secrets.randbits(62) if request.seed is None else request.seed
-    limits = [_limit(request.limit, served.model, prompt) for prompt in prompts]
+    limits = [_limit(request.limit, usual, served.model, prompt) for prompt in prompts]
     shown = frozenset(special_tokens(tags_of(served.tokenizer), served.tokenizer))
     vocabulary = served.model.config.get_text_config(decoder=True).vocab_size
     bias = {int(token): value for token, value in request.logit_bias.items()}
@@ -99,11 +103,11 @@ def _role(message: Message) -> str:
     return "system" if message.role == "developer" else message.role
 
 
-def _limit(asked: int | None, model: Any, prompt: list[int]) -> int:
-    """How many tokens an answer may have."""
+def _limit(asked: int | None, usual: int | None, model: Any, prompt: list[int]) -> int:
+    """How many tokens an answer may have: as asked for, or so many usually, or what there is room for."""
     room = check_room(model, torch.tensor([prompt]))
     if asked is None:
-        return WITHOUT_CONTEXT if room is None else room
+        return min(usual or WITHOUT_CONTEXT, room) if room is not None and usual else room or WITHOUT_CONTEXT
     if room is not None and asked > room:
         raise UsageError(
             f"the prompt has {len(prompt)} tokens and max_tokens is {asked}, and the model's context is "

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers.generation import LogitsProcessorList, StoppingCriteria
 
+from restack.errors import UsageError
 from restack.runtime import Generated, Sampling, generate
 from restack.serving.catalogue import Served
 from restack.serving.kept_prompts import KeptPrompts
@@ -76,8 +77,8 @@ class Writers:
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="writer")
         self._turns = Turns()
         self._lock = threading.Lock()
-        self._taken = 0
-        self._tasks: set[Task] = set()
+        self._taken, self._is_closed = 0, False
+        self._tasks: dict[Task, Future[Generated]] = {}
 
     @property
     def running(self) -> int:
@@ -94,8 +95,15 @@ class Writers:
 
         Raises:
             Busy: there are not so many left.
+            UsageError: there never are.
         """
+        if tasks > self.slots + self.queue:
+            raise UsageError(
+                f"{tasks} answers at once, and {self.slots + self.queue} are taken at most; ask for fewer"
+            )
         with self._lock:
+            if self._is_closed:
+                raise Busy("the server is ending")
             if self._taken + tasks > self.slots + self.queue:
                 raise Busy(
                     f"{self.running} answers are being written and {self.waiting} wait, of {self.queue} that "
@@ -106,19 +114,26 @@ class Writers:
     def _end(self, task: Task) -> None:
         with self._lock:
             self._taken -= 1
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
 
     def write(self, task: Task) -> Future[Generated]:
         """Begin an answer that a place was kept for; it fails with Gone where nobody waits for it."""
-        self._tasks.add(task)
-        future = self._pool.submit(self._write, task)
+        self._tasks[task] = future = self._pool.submit(self._write, task)
         future.add_done_callback(lambda done: self._end(task))
         return future
 
+    def give_up(self, task: Task) -> None:
+        """End an answer that nobody waits for: at once if it has not begun, else after the next token."""
+        task.is_gone.set()
+        future = self._tasks.get(task)
+        if future is not None:
+            future.cancel()
+
     def close(self) -> None:
         """Take no more, and give up what is being written."""
+        self._is_closed = True
         for task in list(self._tasks):
-            task.is_gone.set()
+            self.give_up(task)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _write(self, task: Task) -> Generated:
