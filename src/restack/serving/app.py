@@ -19,6 +19,7 @@ from restack.serving.answers import CHAT, COMPLETION, Answers, Shape
 from restack.serving.bodies import Refused, said
 from restack.serving.catalogue import Catalogue, NoSuchModel, Served
 from restack.serving.measures import Measures
+from restack.serving.playground import described, page
 from restack.serving.requests import ChatRequest, CompletionRequest
 from restack.serving.scores import TokenScore
 from restack.serving.tasks import Hear, chat_tasks, completion_tasks
@@ -81,6 +82,10 @@ def make_app(catalogue: Catalogue, writers: Writers, *, api_key: str | None = No
     async def model(name: str) -> dict[str, Any]:
         return server.described(await server.found(name))
 
+    @app.get("/v1/playground/plan")
+    async def plan(model: str) -> dict[str, Any]:
+        return await asyncio.to_thread(described, catalogue, await server.found(model))
+
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         return await server.answer(request, await said(request, ChatRequest), CHAT, chat_tasks)
@@ -91,6 +96,7 @@ def make_app(catalogue: Catalogue, writers: Writers, *, api_key: str | None = No
             request, await said(request, CompletionRequest), COMPLETION, completion_tasks
         )
 
+    app.include_router(page())
     return app
 
 

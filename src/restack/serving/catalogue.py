@@ -9,7 +9,7 @@ from typing import Any
 
 from restack import plans
 from restack.errors import UsageError
-from restack.recipes.shelf import Shelf
+from restack.recipes.shelf import Opened, Shelf
 from restack.views import view
 
 MOST_VIEWS = 32  # that were made for requests, and are kept
@@ -68,6 +68,11 @@ class Catalogue:
         }
         self._made: OrderedDict[str, Served] = OrderedDict()
         self._lock = Lock()
+
+    @property
+    def base(self) -> Opened:
+        """The base."""
+        return self._base
 
     @property
     def names(self) -> list[str]:
