@@ -15,6 +15,7 @@ import transformers
 from restack import plans, recipes, views
 from restack.errors import PlanError, UsageError
 from restack.plans import depth_ranges
+from restack.recipes.shelf import Shelf
 
 huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers.logging.set_verbosity_error()
@@ -53,6 +54,15 @@ def warnings_in_one_line() -> Iterator[None]:
     for warning in told:
         if issubclass(warning.category, UserWarning):
             print(f"restack: {warning.message}", file=sys.stderr)
+
+
+def shelf(quantize: str | None, **place: Any) -> Shelf:
+    """A shelf that tells what it notes as the command line does; `place` are its arguments."""
+    return Shelf(
+        **place,
+        quantization_config=quantization(quantize),
+        on_note=lambda text: print(f"restack: {text}", file=sys.stderr),
+    )
 
 
 @dataclass(kw_only=True)

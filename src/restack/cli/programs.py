@@ -29,7 +29,7 @@ from restack.errors import UsageError
 from restack.plans import Plan
 from restack.recipes import parse_reference
 from restack.recipes.reference import Reference
-from restack.recipes.shelf import Opened, Shelf
+from restack.recipes.shelf import Opened
 from restack.runtime import Sampling
 
 
@@ -57,11 +57,7 @@ class Setting:
         self.audience: Audience = terminal
         if transcript is not None:
             self.audience = Listeners([terminal, Transcript(transcript, title)])
-        self.shelf = Shelf(
-            **place,
-            quantization_config=loading.quantization(quantize),
-            on_note=lambda text: print(f"restack: {text}", file=sys.stderr),
-        )
+        self.shelf = loading.shelf(quantize, **place)
         loading.set_seed(seed)
 
     def agents(self, experts: Sequence[Expert]) -> list[Agent]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from restack.cli import loading
 from restack.errors import UsageError
-from restack.recipes.shelf import Shelf
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -54,13 +53,10 @@ def run(
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip()):
         raise UsageError("--api-key is empty, or has other characters than printable ASCII; write another")
     listening = _bound(host, port)  # before seconds are spent on weights
-    shelf = Shelf(
-        **place,
-        quantization_config=loading.quantization(quantize),
-        on_note=lambda text: print(f"restack: {text}", file=sys.stderr),
-    )
-    with listening, loading.warnings_in_one_line():
-        catalogue = Catalogue(shelf, model, named, has_fixed_plans=has_fixed_plans)
+    shelf = loading.shelf(quantize, **place)
+    with listening:
+        with loading.warnings_in_one_line():
+            catalogue = Catalogue(shelf, model, named, has_fixed_plans=has_fixed_plans)
         writers = Writers(slots, queue, KeptPrompts(kept_bytes))
         app = make_app(catalogue, writers, api_key=api_key)
         held = shelf.held

@@ -20,10 +20,11 @@ class Shape:
     Attributes:
         prefix: of the ids.
         whole, chunk: the `object` of an answer, and of a piece of a stream.
-        content: a choice's fields for a text, with those of the log probabilities.
+        content: a choice's fields for a whole text.
         opening: a choice's fields before the first piece of a stream; None for none.
         piece: a choice's fields for a piece of text.
         last: a choice's fields at the end of a stream.
+        logprobs: of a tokenizer, scores, and how many characters of the answer come before them.
     """
 
     prefix: str
@@ -38,10 +39,12 @@ class Shape:
 
 def _of_chat(tokenizer: Any, scores: Sequence[TokenScore], offset: int) -> dict[str, Any]:
     def told(token: int, log_probability: float) -> dict[str, Any]:
-        text = _text(tokenizer, token)
-        is_whole = REPLACEMENT not in tokenizer.decode([token])
-        of_it = list(text.encode()) if is_whole else None
-        return {"token": text, "logprob": log_probability, "bytes": of_it}
+        text, is_whole = _read(tokenizer, token)
+        return {
+            "token": text,
+            "logprob": log_probability,
+            "bytes": list(text.encode()) if is_whole else None,
+        }
 
     content = [
         told(each.token, each.log_probability)
@@ -66,10 +69,15 @@ def _of_completion(tokenizer: Any, scores: Sequence[TokenScore], offset: int) ->
     }
 
 
-def _text(tokenizer: Any, token: int) -> str:
-    """Of a token; its name in the vocabulary where it is part of a character."""
+def _read(tokenizer: Any, token: int) -> tuple[str, bool]:
+    """The text of a token, or its name where it is part of a character, and whether it is whole."""
     text = str(tokenizer.decode([token]))
-    return str(tokenizer.convert_ids_to_tokens(token)) if REPLACEMENT in text else text
+    is_whole = REPLACEMENT not in text
+    return (text if is_whole else str(tokenizer.convert_ids_to_tokens(token))), is_whole
+
+
+def _text(tokenizer: Any, token: int) -> str:
+    return _read(tokenizer, token)[0]
 
 
 CHAT = Shape(

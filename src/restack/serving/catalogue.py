@@ -9,7 +9,7 @@ from typing import Any
 
 from restack import plans
 from restack.errors import UsageError
-from restack.recipes.shelf import Opened, Shelf
+from restack.recipes.shelf import Shelf
 from restack.views import view
 
 MOST_VIEWS = 32  # that were made for requests, and are kept
@@ -38,7 +38,14 @@ class Served:
 
 
 class Catalogue:
-    """Models by name; all of them on the base's weights."""
+    """Models by name; all of them on the base's weights.
+
+    Attributes:
+        name: of the base.
+        base: as it was opened.
+        created: when, in seconds since 1970.
+        has_fixed_plans: whether requests can name no plan but the named ones.
+    """
 
     def __init__(
         self, shelf: Shelf, model: str, named: Mapping[str, str], *, has_fixed_plans: bool = False
@@ -62,17 +69,12 @@ class Catalogue:
         opened = {name: shelf.open(full) for name, full in {model: model, **names}.items()}
         self.created = int(time.time())
         self.has_fixed_plans = has_fixed_plans
-        self._base = opened[model]
+        self.base = opened[model]
         self._named = {
             name: Served(name, each.model, each.tokenizer, each.plan) for name, each in opened.items()
         }
         self._made: OrderedDict[str, Served] = OrderedDict()
         self._lock = Lock()
-
-    @property
-    def base(self) -> Opened:
-        """The base."""
-        return self._base
 
     @property
     def names(self) -> list[str]:
@@ -105,12 +107,12 @@ class Catalogue:
 
     def _view(self, name: str, of: Served, spec: str) -> Served:
         plan = of.plan.then(plans.plan(spec, len(of.plan)))
-        most = MOST_RUNS * max(self._base.plan.depths)
+        most = MOST_RUNS * max(self.base.plan.depths)
         if len(plan) > most:
             raise UsageError(
                 f"the plan has {len(plan)} visits and a request's may have {most}; name it (--plan)"
             )
-        model = self._base.base if plan.is_identity else view(self._base.base, plan)
+        model = self.base.base if plan.is_identity else view(self.base.base, plan)
         return Served(name, model, of.tokenizer, plan)
 
     def _told(self) -> str:

@@ -1,6 +1,5 @@
 """What a request may say, as OpenAI's API has it; what is not known here is refused by its name."""
 
-import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -91,20 +90,14 @@ class _Asked(_Said):
 
     @field_validator("stop")
     @classmethod
-    def _not_empty(cls, stop: Any) -> Any:
-        if "" in ([stop] if isinstance(stop, str) else stop):
+    def _of_some_length(cls, stop: Any) -> Any:
+        strings = [stop] if isinstance(stop, str) else stop
+        if "" in strings:
             raise ValueError("an empty stop string would end every answer at once; leave it out")
-        longest = max(map(len, [stop] if isinstance(stop, str) else stop), default=0)
+        longest = max(map(len, strings), default=0)
         if longest > LONGEST_STOP:
             raise ValueError(f"a stop string has {longest} characters; write {LONGEST_STOP} at most")
         return stop
-
-    @field_validator("temperature")
-    @classmethod
-    def _finite(cls, temperature: float | None) -> float | None:
-        if temperature is not None and not math.isfinite(temperature):
-            raise ValueError("write a number from 0 to 2")
-        return temperature
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from restack.chat import Message as Said
+from restack.chat.speech import FOLLOWS
 from restack.chat.template import ChatTemplate
 from restack.chat.thoughts import special_tokens, tags_of
 from restack.errors import UsageError
@@ -18,7 +19,6 @@ from restack.serving.writing import Task
 
 USUAL = 16  # tokens of a completion, if nothing is said
 WITHOUT_CONTEXT = 512  # tokens of an answer that nothing else limits
-FOLLOWS = 8  # tokens: enough for the longest character, and for whatever a tokenizer makes of a blank
 Hear = Callable[[int, str, list[TokenScore]], None]
 
 
@@ -107,7 +107,8 @@ def _limit(asked: int | None, usual: int | None, model: Any, prompt: list[int]) 
     """How many tokens an answer may have: as asked for, or so many usually, or what there is room for."""
     room = check_room(model, torch.tensor([prompt]))
     if asked is None:
-        return min(usual or WITHOUT_CONTEXT, room) if room is not None and usual else room or WITHOUT_CONTEXT
+        wanted = usual or room or WITHOUT_CONTEXT
+        return wanted if room is None else min(wanted, room)
     if room is not None and asked > room:
         raise UsageError(
             f"the prompt has {len(prompt)} tokens and max_tokens is {asked}, and the model's context is "
