@@ -6,16 +6,19 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
-from restack.cli import main
+from restack.cli import loading, main
 
+SCAN = Path(__file__).parents[2] / "docs" / "demo-scan"
 COMMAND = [sys.executable, "-m", "restack", "serve", "demo", "--port", "0"]
 
 
 def test_it_serves_until_it_is_interrupted():
     command = [*COMMAND, "--plan", "deeper=0:8,4:12", "--quantize", "int8", "--api-key", "key"]
+    command += ["--scan", str(SCAN)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             told = process.stdout.readline()
@@ -26,6 +29,14 @@ def test_it_serves_until_it_is_interrupted():
             request = urllib.request.Request(f"{url}/completions", json.dumps(body).encode(), headers)
             with urllib.request.urlopen(request, timeout=60) as answer:
                 assert json.load(answer)["usage"]["completion_tokens"] <= 5
+            request = urllib.request.Request(f"{url}/playground/scan", headers=headers)
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert json.load(answer) == json.loads((SCAN / "summary.json").read_text())
+            request = urllib.request.Request(f"{url}/playground/bases", headers=headers)
+            with urllib.request.urlopen(
+                request, timeout=60
+            ) as answer:  # which is quantised, the scan was not
+                assert "weights" not in json.load(answer)[0]["identity"]
         finally:
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=30)
@@ -62,6 +73,47 @@ def test_others_may_reach_it_only_with_a_warning():
 )
 def test_wrong_options_are_one_line(capsys, arguments, told):
     assert main(["serve", "demo", "--port", "0", *arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.fixture
+def scan_of(tmp_path):
+    """A folder as a scan leaves it, with these files."""
+
+    def made(**files):
+        for name, text in files.items():
+            (tmp_path / name.replace("_", ".")).write_text(text)
+        return tmp_path
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({}, "holds no scan: it has no summary.json; name a folder that restack scan wrote"),
+        ({"scan_json": "{}", "results_jsonl": ""}, "holds a scan that is not finished"),
+        ({"summary_json": '{"depth": 12'}, "damaged, or none of a scan"),
+        ({"summary_json": "[]"}, "damaged, or none of a scan"),
+        ({"summary_json": '{"depth": 12, "entries": [NaN]}'}, "damaged, or none of a scan"),
+    ],
+)
+def test_a_folder_that_holds_no_scan_is_told_before_weights_are_read(
+    capsys, monkeypatch, scan_of, files, told
+):
+    monkeypatch.setattr(loading, "shelf", None)
+    assert main(["serve", "demo", "--port", "0", "--scan", str(scan_of(**files))]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_scan_that_is_not_there_or_of_another_model(capsys, scan_of):
+    assert main(["serve", "demo", "--port", "0", "--scan", "no/such"]) == 2
+    assert "no/such holds no scan" in capsys.readouterr().err
+    folder = scan_of(summary_json='{"model": "big", "depth": 80, "entries": []}')
+    assert main(["serve", "demo", "--port", "0", "--plan", "deeper=0:8,4:12", "--scan", str(folder)]) == 2
+    told = (
+        "--scan is of big, with 80 layers, and demo has 12, deeper has 16; serve the model that was scanned"
+    )
     assert told in capsys.readouterr().err
 
 

@@ -136,19 +136,21 @@ def test_numbers_that_are_nearly_nothing_have_no_sign():
 
 
 def test_the_summary_has_the_numbers():
-    findings = made(failing=2)
+    findings = replace(made(failing=2), identity={"kind": "llama", "weights": "0123"})
     told = json.loads(json.dumps(summary(findings), allow_nan=False))
     assert told["model"] == "demo" and told["headline"] == headline(findings)
     assert told["probes"][1] == {
         "name": "text", "measure": "loss, nats a token", "lower_is_better": True, "chance": None,
-        "questions": 50, "held_out_questions": 80,
+        "questions": 50, "held_out_questions": 80, "decimals": 3,
+        "limit": pytest.approx(0.3), "largest_gain": "0:8,4:8,4:12",
     }  # fmt: skip
+    assert told["identity"] == {"kind": "llama", "weights": "0123"}
     assert told["base"]["chains"] == {"mean": 0.9, "low": 0.88, "high": 0.92, "n": 200}
     assert len(told["entries"]) == 233
     assert [each["error"] for each in told["entries"][:3]] == ["out of memory", "out of memory", None]
     (best,) = [each for each in told["entries"] if each["label"] == "(4,8)x3"]
-    assert {name: best[name] for name in ("plan", "kind", "block", "times", "damp")} == {
-        "plan": "0:8,4:8,4:12", "kind": "block", "block": [4, 8], "times": 3, "damp": 1.0,
+    assert {name: best[name] for name in ("plan", "kind", "what", "block", "times", "damp")} == {
+        "plan": "0:8,4:8,4:12", "kind": "block", "what": "3 times", "block": [4, 8], "times": 3, "damp": 1.0,
     }  # fmt: skip
     assert best["cost"] == pytest.approx(20 / 12)
     assert best["scores"]["text"] == {

@@ -2,15 +2,15 @@
 
 import json
 import re
-import shutil
+import urllib.error
 import urllib.parse
 
 import pytest
 
+import restack
+from restack.recipes.description import described as identity
+from restack.serving.playground import FILES
 from tests.serving.running import DEEPER, running
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = ("--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync")
 
 
 def described(server, model):
@@ -28,26 +28,27 @@ def test_a_plan_is_described(server):
     assert "layer_range" in described(server, "deeper")["mergekit"]
 
 
+def test_a_scan_is_told_with_what_says_whose_it_is(server):
+    assert json.loads(server.get("/v1/playground/scan")) is None
+    demo, deeper, shallow = json.loads(server.get("/v1/playground/bases"))
+    assert (demo["name"], demo["depth"], deeper["depth"], shallow["depth"]) == ("demo", 12, 16, 8)
+    assert demo["identity"] == identity(restack.open("demo", dtype="float32"))
+    assert deeper["identity"]["plan"] == DEEPER
+
+
+def test_a_scan_needs_the_key():
+    with running(api_key="secret", scan={"model": "demo"}) as server:
+        for path in ("/v1/playground/scan", "/v1/playground/bases"):
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                server.get(path)
+
+
 def test_the_page_takes_nothing_from_elsewhere(server):
-    parts = [
-        server.get(path)
-        for path in ("/", "/playground/style.css", "/playground/page.js", "/playground/stack.js")
-    ]
+    parts = [server.get(path) for path in ("/", *(f"/playground/{name}" for name in FILES))]
     for part in parts:
         places = re.findall(r"https?://[^\s\"'`]+", part)
         assert set(places) <= {"http://www.w3.org/2000/svg"}
     assert server.post("/playground/secret.py", {})[0] in (404, 405)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *QUIET])
-        yield found
-        found.close()
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from restack.cli import loading
 from restack.errors import UsageError
+from restack.scanning.results import read_summary
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -32,6 +34,7 @@ def run(
     model: str,
     named: Mapping[str, str],
     *,
+    scan_folder: Path | None,
     has_fixed_plans: bool,
     api_key: str | None,
     host: str,
@@ -52,13 +55,16 @@ def run(
 
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip()):
         raise UsageError("--api-key is empty, or has other characters than printable ASCII; write another")
+    scan = None if scan_folder is None else read_summary(scan_folder)
     listening = _bound(host, port)  # before seconds are spent on weights
     shelf = loading.shelf(quantize, **place)
     with listening:
         with loading.warnings_in_one_line():
             catalogue = Catalogue(shelf, model, named, has_fixed_plans=has_fixed_plans)
+        if scan is not None:
+            _refuse_another_model(scan, catalogue)
         writers = Writers(slots, queue, KeptPrompts(kept_bytes))
-        app = make_app(catalogue, writers, api_key=api_key)
+        app = make_app(catalogue, writers, api_key=api_key, scan=scan)
         held = shelf.held
         plans = len(catalogue.names)
         print(
@@ -80,6 +86,17 @@ def run(
                 super().handle_exit(*signal)
 
         Server(settings).run(sockets=[listening])
+
+
+def _refuse_another_model(scan: Mapping[str, Any], catalogue: Any) -> None:
+    """Refuse a scan of a model that has another number of layers; the page looks closer."""
+    depths = {name: len(catalogue.find(name).plan) for name in catalogue.names}
+    if scan["depth"] not in depths.values():
+        served = ", ".join(f"{name} has {depth}" for name, depth in depths.items())
+        raise UsageError(
+            f"--scan is of {scan.get('model')!s:.100}, with {scan['depth']} layers, and {served}; "
+            "serve the model that was scanned"
+        )
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -1,5 +1,6 @@
 """The options of `restack serve`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,10 @@ def serve(
         typer.Option(
             metavar="NAME=SPEC", help="A view of the model, served under this name; may be repeated."
         ),
+    ] = None,
+    scan: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="A scan of the model, for the playground to open as a heat map."),
     ] = None,
     fixed_plans: Annotated[
         bool, typer.Option("--fixed-plans", help="Refuse requests for MODEL@SPEC with other plans.")
@@ -46,6 +51,7 @@ def serve(
     serve.run(
         model,
         serve.named_plans(plan or ()),
+        scan_folder=scan,
         has_fixed_plans=fixed_plans,
         api_key=api_key,
         host=host,

@@ -129,6 +129,7 @@ class Findings:
         seconds: of scoring, of all workers together.
         conditions: the machine, versions and settings, for the foot of the report.
         stopped: where it was stopped before its end; empty if it was not.
+        identity: what tells the scanned model from others, as `recipes.description.described` has it.
     """
 
     model: str
@@ -143,3 +144,4 @@ class Findings:
     seconds: float
     conditions: Mapping[str, str]
     stopped: str = ""
+    identity: Mapping[str, str] = field(default_factory=dict)

@@ -86,6 +86,7 @@ def judge(setting: Setting, results: Results, stopped: str = "") -> Findings:
         sum(record["seconds"] for record in records),
         conditions(setting),
         stopped,
+        setting.identity["model"],
     )
 
 

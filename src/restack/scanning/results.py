@@ -2,6 +2,7 @@
 
 scan.json      what is scanned, written first
 results.jsonl  a line for each candidate, with its scores question by question; only ever appended to
+summary.json   what was found, written last, beside the report
 """
 
 import errno
@@ -19,7 +20,7 @@ from restack.scanning.asking import Answers
 from restack.scanning.candidates import Candidate
 
 FORMAT = 1
-IDENTITY, RESULTS = "scan.json", "results.jsonl"
+IDENTITY, RESULTS, SUMMARY = "scan.json", "results.jsonl", "summary.json"
 SEARCHED, HELD_OUT = "searched", "held-out"  # which of the questions were asked
 OTHER = {"model": "another model", "probes": "other questions", "split": "another split"}
 Record = dict[str, Any]  # a line
@@ -176,6 +177,36 @@ def check_folder(folder: Path) -> None:
     """
     if not any((folder.expanduser() / name).is_file() for name in (IDENTITY, RESULTS)):
         check_new_folder(folder)
+
+
+def read_summary(folder: Path) -> Record:
+    """What a scan found, as `reporting.summary` has it.
+
+    Raises:
+        UsageError: the folder is none of a scan, or of one that did not come to its end.
+    """
+    file = folder.expanduser() / SUMMARY
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not (isinstance(found["depth"], int) and isinstance(found["entries"], list)):
+            raise ValueError
+        json.dumps(found, allow_nan=False)  # or it could not be sent
+    except (FileNotFoundError, NotADirectoryError):
+        if (file.parent / RESULTS).is_file():
+            raise UsageError(
+                f"{folder} holds a scan that is not finished: it has no {SUMMARY}; "
+                "go on with it by the same restack scan command"
+            ) from None
+        raise UsageError(
+            f"{folder} holds no scan: it has no {SUMMARY}; name a folder that restack scan wrote"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UsageError(
+            f"{file} is damaged, or none of a scan; the same restack scan command writes it anew"
+        ) from None
+    return dict(found)
 
 
 def candidate_of(record: Record, depth: int) -> Candidate:

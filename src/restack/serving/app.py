@@ -19,7 +19,7 @@ from restack.serving.answers import CHAT, COMPLETION, Answers, Shape
 from restack.serving.bodies import Refused, said
 from restack.serving.catalogue import Catalogue, NoSuchModel, Served
 from restack.serving.measures import Measures
-from restack.serving.playground import described, page
+from restack.serving.playground import bases, described, page
 from restack.serving.requests import ChatRequest, CompletionRequest
 from restack.serving.scores import TokenScore
 from restack.serving.tasks import Hear, chat_tasks, completion_tasks
@@ -30,13 +30,20 @@ POLL = 0.5  # seconds between looks at whether a client is still there
 Event = tuple[int, str, list[TokenScore]] | tuple[int, Generated | BaseException]
 
 
-def make_app(catalogue: Catalogue, writers: Writers, *, api_key: str | None = None) -> FastAPI:
+def make_app(
+    catalogue: Catalogue,
+    writers: Writers,
+    *,
+    api_key: str | None = None,
+    scan: Mapping[str, Any] | None = None,
+) -> FastAPI:
     """The server.
 
     Args:
         catalogue: the models.
         writers: who write the answers.
         api_key: that requests under /v1 have to bring, if any.
+        scan: that the playground opens with, as `restack.scanning.reporting.summary` has it.
     """
     server = _Server(catalogue, writers)
 
@@ -85,6 +92,14 @@ def make_app(catalogue: Catalogue, writers: Writers, *, api_key: str | None = No
     @app.get("/v1/playground/plan")
     async def plan(model: str) -> dict[str, Any]:
         return await asyncio.to_thread(described, catalogue, await server.found(model))
+
+    @app.get("/v1/playground/bases")
+    def all_bases() -> list[dict[str, Any]]:
+        return bases(catalogue)
+
+    @app.get("/v1/playground/scan")
+    async def opened_scan() -> JSONResponse:
+        return JSONResponse(scan)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:

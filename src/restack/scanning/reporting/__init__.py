@@ -10,6 +10,7 @@ from restack.scanning.reporting.markdown import as_markdown
 from restack.scanning.reporting.page import as_page
 from restack.scanning.reporting.pictures import as_png, draw_all
 from restack.scanning.reporting.verdict import headline
+from restack.scanning.results import SUMMARY
 
 __all__ = ["headline", "summary", "write_report"]
 
@@ -28,7 +29,7 @@ def write_report(findings: Findings, folder: Path) -> list[Path]:
     names = [name.partition("/")[2] for name in pictures]
     made = {
         **pictures,
-        "summary.json": (json.dumps(summary(findings), indent=2, allow_nan=False) + "\n").encode(),
+        SUMMARY: (json.dumps(summary(findings), indent=2, allow_nan=False) + "\n").encode(),
         "report.md": as_markdown(findings, names).encode(),
         "report.html": as_page(findings).encode(),
     }

@@ -6,7 +6,9 @@ from typing import Any
 
 from restack.scanning.candidates import Candidate
 from restack.scanning.findings import Compared, Entry, Findings, Verdict
+from restack.scanning.reporting.order import best_beyond_chance, limit
 from restack.scanning.reporting.verdict import headline
+from restack.scanning.reporting.wording import Wording, variant_name, wordings
 from restack.scanning.statistics import Interval
 
 
@@ -14,24 +16,17 @@ def summary(findings: Findings) -> dict[str, Any]:
     """What a scan found, in types that JSON has; numbers that are not finite are null.
 
     Differences are candidate - base as the probe scores; `gain` is positive where the candidate is better.
-    `p` of an entry is two-sided and corrected for all candidates, that of the verdict one-sided.
+    `p` of an entry is two-sided and corrected for all candidates, that of the verdict one-sided. A probe's
+    `decimals`, `limit` (the gain at which colours end) and `largest_gain` (the plan of the block that gains
+    most beyond chance) are what the report's heat map has.
     """
     return {
         "model": findings.model,
         "depth": findings.depth,
+        "identity": dict(findings.identity),
         "headline": headline(findings),
         "stopped": findings.stopped or None,
-        "probes": [
-            {
-                "name": facts.name,
-                "measure": facts.measure,
-                "lower_is_better": facts.lower_is_better,
-                "chance": facts.chance,
-                "questions": facts.searched,
-                "held_out_questions": facts.held_out,
-            }
-            for facts in findings.probes
-        ],
+        "probes": [_probe(findings, words) for words in wordings(findings).values()],
         "base": {name: _interval(compared.score) for name, compared in findings.base.compared.items()},
         "verdict": _verdict(findings.verdict),
         "by_probe": {name: _verdict(verdict) for name, verdict in findings.by_probe.items()},
@@ -39,6 +34,21 @@ def summary(findings: Findings) -> dict[str, Any]:
         "layer_runs": {"done": findings.layer_runs[0], "without_sharing": findings.layer_runs[1]},
         "seconds": _number(findings.seconds),
         "conditions": dict(findings.conditions),
+    }
+
+
+def _probe(findings: Findings, words: Wording) -> dict[str, Any]:
+    facts, best = words.facts, best_beyond_chance(findings, words.facts.name)
+    return {
+        "name": facts.name,
+        "measure": facts.measure,
+        "lower_is_better": facts.lower_is_better,
+        "chance": facts.chance,
+        "questions": facts.searched,
+        "held_out_questions": facts.held_out,
+        "decimals": words.decimals,
+        "limit": limit(findings, facts.name),
+        "largest_gain": None if best is None else str(best.candidate.plan),
     }
 
 
@@ -74,6 +84,7 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
         "plan": str(candidate.plan),
         "label": candidate.label,
         "kind": candidate.kind,
+        "what": variant_name(candidate.kind, candidate.times, candidate.damp),
         "block": None if candidate.block is None else list(candidate.block),
         "times": candidate.times,
         "damp": candidate.damp,

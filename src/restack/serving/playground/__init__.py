@@ -1,4 +1,4 @@
-"""The page at `/`: type a spec, see the stack as it will run, and talk to it beside the base."""
+"""The page at `/`: type a spec or pick a block of a scan, see the stack as it will run, and talk to it."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,13 @@ from starlette.exceptions import HTTPException
 
 from restack.errors import PlanError
 from restack.plans import Plan, write_mergekit
+from restack.recipes import description
 from restack.serving.catalogue import Catalogue, Served
 from restack.views.cost import cost
 
 FOLDER = Path(__file__).parent
-FILES = {"style.css": "text/css", "page.js": "text/javascript", "stack.js": "text/javascript"}
+SCRIPTS = ("page.js", "stack.js", "heat.js", "scan.js")
+FILES = {"style.css": "text/css"} | dict.fromkeys(SCRIPTS, "text/javascript")
 # Nothing but what the server itself sends: the page works offline, and no text of a model can load anything.
 POLICY = "default-src 'self'; style-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
 
@@ -58,6 +60,21 @@ def described(catalogue: Catalogue, served: Served) -> dict[str, Any]:
         },
         "mergekit": _mergekit(plan, catalogue.name),
     }
+
+
+def bases(catalogue: Catalogue) -> list[dict[str, Any]]:
+    """The named models, and what a page needs to know whether a scan is of one of them.
+
+    A quantised model's identity is without its weights: a scan of the model as it was stored will do.
+    """
+    found = []
+    for name in catalogue.names:
+        served = catalogue.find(name)
+        identity = description.described(served.model)
+        if getattr(served.model.config, "quantization_config", None) is not None:
+            del identity["weights"]
+        found.append({"name": name, "depth": len(served.plan), "identity": identity})
+    return found
 
 
 def _mergekit(plan: Plan, base: str) -> str | None:

@@ -1,5 +1,7 @@
-// Type a spec, see it drawn, talk to the base and to the view side by side.
+// Type a spec or pick a block of a scan, see it drawn, talk to the base and to the view side by side.
 
+import {show as showHeat} from "/playground/heat.js";
+import {baseOf, chosen, dropped, read} from "/playground/scan.js";
 import {draw} from "/playground/stack.js";
 
 const at = id => document.getElementById(id);
@@ -150,6 +152,24 @@ function copied(kind) {
   }[kind];
 }
 
+// A scan is shown, and what is picked there is the plan; `find` gives it, checked, or says why there is none.
+async function openScan(find) {
+  let wrong = "";
+  try {
+    const scan = await find();
+    if (scan === null) return;
+    const bases = await (await call("/v1/playground/bases")).json();
+    const scanned = baseOf(scan, bases, base.value);
+    at("scan").hidden = false;
+    showHeat(scan, entry => { base.value = scanned; spec.value = entry.plan; show(); });
+    if (base.value !== scanned) { base.value = scanned; await show(); }
+  } catch (problem) {
+    wrong = problem.message;
+  }
+  at("scan-error").hidden = wrong === "";
+  at("scan-error").textContent = wrong;
+}
+
 let pause;
 spec.addEventListener("input", () => { clearTimeout(pause); pause = setTimeout(show, 150); });
 base.addEventListener("change", show);
@@ -161,6 +181,17 @@ question.addEventListener("keydown", event => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); ask(); }
 });
 document.addEventListener("keydown", event => { if (event.key === "Escape") stopping?.abort(); });
+at("folder").addEventListener("change", async () => {
+  await openScan(() => chosen([...at("folder").files]));
+  at("folder").value = "";  // so that the same folder can be opened again
+});
+for (const kind of ["dragover", "drop"]) {
+  document.addEventListener(kind, event => {
+    if (!event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    if (kind === "drop") openScan(() => dropped(event.dataTransfer));
+  });
+}
 for (const button of document.querySelectorAll("#examples button")) {
   button.addEventListener("click", () => { spec.value = button.textContent; show(); spec.focus(); });
 }
@@ -183,6 +214,7 @@ async function start() {
     return;
   }
   await show();
+  await openScan(async () => read(await (await call("/v1/playground/scan")).text()));
 }
 
 start();

@@ -64,7 +64,7 @@ function told(visit, number) {
   return `visit ${number}: layer ${visit.layer}${damped}${shared}`;
 }
 
-function made(name, attributes, text) {
+export function made(name, attributes, text) {
   const element = document.createElementNS(NAMESPACE, name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   if (text !== undefined) element.textContent = text;
