@@ -218,7 +218,7 @@ def without(*path):
     ("scan", "told"),
     [
         ("# no JSON", "this is no summary.json of a scan"),
-        ("null and more", "this is no summary.json of a scan"),
+        ("null", "see its entries"),
         ("[]", "see its entries"),
         (other(entries=7), "see its entries"),
         (other(depth="<b>12</b>"), "see its depth"),
@@ -296,11 +296,19 @@ def test_a_deep_model_has_room_for_every_block(opened, server, tmp_path):
         "**/v1/playground/bases",
         lambda route: route.fulfill(json=[{"name": "demo", "depth": 80, "identity": {}}]),
     )
-    scan = summary(made((CHAINS,), depth=80, candidates=grid(80)))
+    any_block = SCAN["entries"][50]
+    blocks = [
+        {**any_block, "plan": f"0:{j},{i}:80", "label": f"({i},{j})", "block": [i, j], "what": "twice"}
+        for i in range(80)
+        for j in range(i + 1, 81)
+    ]
+    scan = {**SCAN, "depth": 80, "identity": {}, "entries": blocks}
     page.set_input_files("#folder", folder_of(tmp_path, scan))
     expect(cells(page)).to_have_count(3240 + 1, timeout=20_000)
     page.locator("#cell-20-50").hover()
     expect(page.locator("#told")).to_contain_text("(20,50) twice")
+    page.locator("#cell-20-50").click()
+    expect(page.locator("#spec")).to_have_value("0:50,20:80")
 
 
 @pytest.mark.parametrize("width", [360, 1000, 1900])

@@ -24,8 +24,10 @@ export function show(found, opened) {
   at("probe").value = scan.verdict.objective[0];
   at("probe").onchange = () => ask(at("probe").value);
   at("variant").onchange = () => { current = null; draw(); };
-  svg.onpointerover = event => { frame("over", entryOf(event.target)); tell(entryOf(event.target) ?? entryAt(current)); };
-  svg.onpointerleave = svg.onpointerover;
+  svg.onpointerover = svg.onpointerleave = event => {
+    frame("over", entryOf(event.target));
+    tell(entryOf(event.target) ?? entryAt(current));
+  };
   svg.onclick = event => entryOf(event.target) && pick(event.target.dataset.place);
   svg.onfocus = () => { if (current === null) go(start()); };
   svg.onkeydown = walk;
@@ -36,11 +38,13 @@ export function show(found, opened) {
 function ask(name) {
   probe = scan.probes.find(each => each.name === name) ?? scan.probes[0];
   const blocks = scan.entries.filter(entry => entry.block !== null);
-  const kinds = Object.groupBy(blocks.toSorted((one, other) => (one.times < 1) - (other.times < 1)), entry => entry.what);
-  const best = blocks.find(entry => entry.plan === probe.largest_gain);
-  at("variant").replaceChildren(...Object.entries(kinds).map(([what, entries]) => new Option(counted(what, entries), what)));
+  const ordered = blocks.toSorted((one, other) => (one.times < 1) - (other.times < 1));  // what leaves out comes last
+  const kinds = Object.groupBy(ordered, entry => entry.what);
+  const options = Object.entries(kinds).map(([what, entries]) => new Option(counted(what, entries), what));
+  const best = blocks.find(isBest);
+  at("variant").replaceChildren(...options);
   if (best) at("variant").value = best.what;
-  at("map").hidden = at("variant").parentElement.hidden = blocks.length === 0;
+  at("map").hidden = at("variant").hidden = blocks.length === 0;
   at("no-map").hidden = blocks.length > 0;
   current = null;
   draw();
@@ -48,7 +52,7 @@ function ask(name) {
 }
 
 function counted(what, entries) {
-  const verdicts = entries.map(entry => beyond(score(entry))), count = word => verdicts.filter(each => each === word).length;
+  const count = word => entries.filter(entry => beyond(score(entry)) === word).length;
   return `${what}: ${count("better")} better, ${count("worse")} worse`;
 }
 
@@ -64,13 +68,13 @@ function draw() {
     rows[i].append(mark);
     if (score(entry)?.gain != null && depth <= MOST_TOLD) rows[i].append(inside(score(entry).gain, i, j, cell));
   }
-  const diagonal = made("path", {class: "diagonal", d: `M${cell / 2} ${cell / 2}L${cell * (depth - 0.5)} ${cell * (depth - 0.5)}`});
-  const best = [...cells.values()].find(({entry}) => entry.plan !== "" && entry.plan === probe.largest_gain);
+  const [first, last] = [cell / 2, cell * (depth - 0.5)];
+  const diagonal = made("path", {class: "diagonal", d: `M${first} ${first}L${last} ${last}`});
   const frames = ["best", "over", "at"].map(name => made("rect", {class: name}));
   svg.setAttribute("viewBox", `-34 -6 442 ${cell * depth + 46}`);
   svg.setAttribute("aria-label", `${probe.name}, ${what}: the gain of each block over the base`);
   svg.replaceChildren(diagonal, ...rows.filter(Boolean), ...axes(depth, cell), ...frames);
-  frame("best", best?.entry);
+  frame("best", [...cells.values()].map(({entry}) => entry).find(isBest));
   legend();
   go(current);
 }
@@ -95,14 +99,14 @@ function shaded(compared) {
 function inside(gain, i, j, cell) {
   const size = Math.abs(gain), digits = size >= 9.95 ? 0 : size >= 0.995 ? 1 : size >= 0.0095 ? 2 : 3;
   const text = size < 0.0005 ? "0" : signed(gain, digits).replace(digits > 1 ? "0." : "", digits > 1 ? "." : "");
-  const shape = {x: (j + 0.5) * cell, y: (i + 0.5) * cell, "font-size": Math.min(12, cell * 1.35 / Math.max(4, text.length))};
-  return made("text", {...shape, class: "inside", "aria-hidden": true}, text);
+  const place = {x: (j + 0.5) * cell, y: (i + 0.5) * cell}, room = cell * 1.35 / Math.max(4, text.length);
+  return made("text", {...place, class: "inside", "font-size": Math.min(12, room), "aria-hidden": true}, text);
 }
 
 // Put the frame of this name around a cell, or around none.
 function frame(name, entry) {
   const mark = svg.querySelector(`.${name}`), [i, j] = entry?.block ?? [0, 0], cell = SIDE / (scan.depth + 1);
-  const grown = (scan.depth <= MOST_TOLD ? 0 : cell / 2) + (name === "at" ? 2 : 0);  // small cells must be found, too
+  const grown = (scan.depth <= MOST_TOLD ? 0 : cell / 2) + (name === "at" ? 2 : 0);  // a small cell must be found
   const shape = {x: j * cell - grown, y: i * cell - grown, width: cell + 2 * grown, height: cell + 2 * grown};
   for (const [key, value] of Object.entries(shape)) mark.setAttribute(key, value);
   mark.classList.toggle("nowhere", entry === undefined);
@@ -116,20 +120,22 @@ function axes(depth, cell) {
     parts.push(made("text", {x: place, y: bottom + 14, "text-anchor": "middle"}, tick));
     if (tick < depth) parts.push(made("text", {x: -6, y: place + 4, "text-anchor": "end"}, tick));
   }
+  const upright = `translate(-25 ${bottom / 2}) rotate(-90)`;
   parts.push(made("text", {x: SIDE / 2, y: bottom + 33, "text-anchor": "middle"}, "end of the block, j (not in it)"));
-  parts.push(made("text", {transform: `translate(-25 ${bottom / 2}) rotate(-90)`, "text-anchor": "middle"}, "start, i"));
+  parts.push(made("text", {transform: upright, "text-anchor": "middle"}, "start, i"));
   for (const part of parts) part.setAttribute("aria-hidden", true);
   return parts;
 }
 
 function legend() {
-  const base = has(scan.base, probe.name), end = probe.limit, best = scan.entries.find(entry => entry.plan === probe.largest_gain);
-  const levels = [1, 2, 3, 4, 5, 6], scale = probe.lower_is_better ? "how far below the base" : "gain over the base";
-  const round = number => `${number < 0 ? "" : "+"}${Number(number.toPrecision(2))}`;
+  const base = has(scan.base, probe.name), best = scan.entries.find(isBest);
+  const ramp = letter => [1, 2, 3, 4, 5, 6].map(level => letter + level), end = Number(probe.limit.toPrecision(2));
+  const scale = probe.lower_is_better ? "how far below the base" : "gain over the base";
+  const middle = base ? `; base ${number(base.mean)} in the middle` : "";
   at("heat-key").replaceChildren(
-    entry("worse ", [...levels.toReversed().map(level => `w${level}`), ...levels.map(level => `b${level}`)],
-      ` better (${scale}, ${round(-end)} to ${round(end)} and beyond${base ? `; base ${number(base.mean)} in the middle` : ""})`),
-    entry("", levels.map(level => `g${level}`), " not beyond chance"),
+    entry("worse ", [...ramp("w").reverse(), ...ramp("b")],
+      ` better (${scale}, -${end} to +${end} and beyond${middle})`),
+    entry("", ramp("g"), " not beyond chance"),
     entry("", ["base"], " base"),
     ...(best ? [entry("", ["best"], ` largest gain: ${best.label}, ${signed(score(best).gain)}`)] : []),
     entry("brackets: 95% intervals", [], ""),
@@ -147,7 +153,7 @@ function legend() {
 function list(entries) {
   const gain = entry => score(entry)?.gain ?? -Infinity;
   at("others").replaceChildren(...entries.toSorted((one, other) => gain(other) - gain(one)).map(entry => {
-    const row = document.createElement("li"), button = document.createElement("button"), text = document.createElement("span");
+    const [row, button, text] = ["li", "button", "span"].map(name => document.createElement(name));
     button.textContent = entry.label;
     button.addEventListener("click", () => open(entry));
     text.textContent = told(entry).slice(entry.label.length + 2);
@@ -162,12 +168,15 @@ function walk(event) {
   if (step === undefined) return;
   event.preventDefault();
   let [i, j] = (current ?? start()).split(",").map(Number);
-  do { i += step[0]; j += step[1]; } while (!cells.has(`${i},${j}`) && i >= 0 && j >= 0 && i < scan.depth && j <= scan.depth);
+  do {
+    i += step[0];
+    j += step[1];
+  } while (!cells.has(`${i},${j}`) && i >= 0 && j >= 0 && i < scan.depth && j <= scan.depth);
   if (cells.has(`${i},${j}`)) go(`${i},${j}`);
 }
 
 function start() {
-  const best = [...cells].find(([, {entry}]) => entry.plan !== "" && entry.plan === probe.largest_gain);
+  const best = [...cells].find(([, {entry}]) => isBest(entry));
   return best ? best[0] : cells.keys().next().value;
 }
 
@@ -193,6 +202,7 @@ function tell(entry) {
 const entryAt = place => cells.get(place)?.entry;
 const entryOf = mark => entryAt(mark.dataset.place);
 const has = (object, name) => Object.hasOwn(object, name) ? object[name] : undefined;
+const isBest = entry => entry.block !== null && entry.plan !== "" && entry.plan === probe.largest_gain;
 const score = entry => has(entry.scores ?? {}, probe.name);
 
 // All that is known of a stack on the probe, on a line.
@@ -232,8 +242,8 @@ const reach = ({low, high}, written) => `${written(low)} to ${written(high)}`;
 function perplexity(loss, before, after = "") {
   if (!probe.measure.startsWith("loss") || loss === null) return "";
   const value = Math.exp(Math.min(loss, 700));
-  const text = value < 1000 ? value.toPrecision(4) : value < 1e9 ? Math.round(value).toLocaleString("en") : value.toExponential(2);
-  return `${before}perplexity ${text}${after}`;
+  const whole = value < 1e9 ? Math.round(value).toLocaleString("en") : value.toExponential(2);
+  return `${before}perplexity ${value < 1000 ? value.toPrecision(4) : whole}${after}`;
 }
 
 function chance(p) {

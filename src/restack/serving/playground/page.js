@@ -214,7 +214,10 @@ async function start() {
     return;
   }
   await show();
-  await openScan(async () => read(await (await call("/v1/playground/scan")).text()));
+  await openScan(async () => {
+    const text = await (await call("/v1/playground/scan")).text();
+    return text === "null" ? null : read(text);  // the server was started without one
+  });
 }
 
 start();

@@ -17,7 +17,7 @@ export async function dropped(data) {
   return chosen(file === undefined ? [] : [await new Promise((found, failed) => file.file(found, failed))]);
 }
 
-// The summary that a text is, with nothing in it that a drawing could stumble over; null stays null.
+// The summary that a text is, with nothing in it that a drawing could stumble over.
 export function read(text) {
   let scan;
   try {
@@ -25,7 +25,6 @@ export function read(text) {
   } catch {
     throw new Error(`this is no ${FILE} of a scan; ${ANEW}`);
   }
-  if (scan === null) return null;
   const wrong = Array.isArray(scan?.entries) ? faults(scan).next().value : "entries";
   if (wrong !== undefined) throw new Error(`this is no ${FILE} of a scan (see its ${wrong}); ${ANEW}`);
   return scan;
@@ -57,7 +56,8 @@ const isText = value => typeof value === "string";
 const isCount = value => Number.isInteger(value) && value >= 0;
 const isNumber = value => typeof value === "number" || value === null;  // null: it was not finite
 const isInterval = value => isObject(value) && [value.mean, value.low, value.high].every(isNumber) && isCount(value.n);
-const isCompared = value => isInterval(value) && isInterval(value.difference) && isNumber(value.gain) && isNumber(value.p);
+const isCompared = value =>
+  isInterval(value) && isInterval(value.difference) && isNumber(value.gain) && isNumber(value.p);
 const isEach = (value, kind) => isObject(value) && Object.values(value).every(kind);
 
 function* faults(scan) {
