@@ -2,11 +2,14 @@
 
 import ctypes
 import mmap
+from array import array
 from pathlib import Path
 
 import torch
 
-MAPS = Path("/proc/self/maps")  # of Linux; elsewhere nothing is done
+PAGES = Path("/proc/self/pagemap")  # of Linux; elsewhere nothing is done
+# What is said there of a page; other bits are no matter. https://docs.kernel.org/admin-guide/mm/pagemap.html
+PRESENT, SWAPPED, OF_A_FILE = 1 << 63, 1 << 62, 1 << 61
 
 
 def forget_pages(weight: torch.Tensor) -> None:
@@ -17,15 +20,16 @@ def forget_pages(weight: torch.Tensor) -> None:
     """
     begin = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (weight.data_ptr() + weight.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin
-    if weight.device.type == "cpu" and length > 0 and MAPS.exists() and _is_of_file(begin):
+    if weight.device.type == "cpu" and length > 0 and PAGES.exists() and _are_of_a_file(begin, length):
         ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
-def _is_of_file(address: int) -> bool:
-    """Whether a file is mapped there; memory of the process itself would be wiped out."""
-    for line in MAPS.read_text().splitlines():
-        where, *_, path = line.split(maxsplit=5)
-        begin, end = (int(number, 16) for number in where.split("-"))
-        if begin <= address < end:
-            return path.startswith("/")
-    return False
+def _are_of_a_file(begin: int, length: int) -> bool:
+    """Whether all pages in memory there can be read again from a file, or are shared: others would be lost.
+
+    Those of a private mapping that were written to are the process's own.
+    """
+    with PAGES.open("rb") as pages:
+        pages.seek(begin // mmap.PAGESIZE * 8)
+        entries = array("Q", pages.read(length // mmap.PAGESIZE * 8))
+    return all(entry & OF_A_FILE if entry & PRESENT else not entry & SWAPPED for entry in entries)
