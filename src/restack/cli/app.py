@@ -17,6 +17,7 @@ from restack.cli import (
     scan_app,
     serve_app,
     train_app,
+    vllm_args_app,
 )
 from restack.cli import options as o
 
@@ -247,5 +248,6 @@ for search in (scan_app.scan, prune_app.prune, draft_app.draft):
     app.command(rich_help_panel=SEARCH)(search)
 app.command("eval", rich_help_panel=SEARCH)(eval_app.evaluate)
 app.command(rich_help_panel=TALK)(serve_app.serve)
+app.command(rich_help_panel=TALK)(vllm_args_app.vllm_args)
 for program in (programs_app.duet, programs_app.cobblers, programs_app.think):
     app.command(rich_help_panel=TALK)(program)

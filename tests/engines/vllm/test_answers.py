@@ -1,0 +1,149 @@
+"""Plans on vLLM answer as models of transformers do that have the visits as layers.
+
+These run in an environment of their own, which has vLLM: `make test-vllm`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="vLLM is not installed; make test-vllm has it")
+
+import transformers
+
+import restack
+from restack.engines.vllm import vllm_arguments
+from tests.engines.vllm import reference
+
+PROMPTS = [[5, 17, 200, 33], [7, 250, 8, 9, 101, 64, 3]]
+TOKENS = 12
+SIZES = {
+    "vocab_size": 320, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+MODELS = {
+    "llama": lambda: transformers.LlamaConfig(**SIZES),
+    "qwen3": lambda: transformers.Qwen3Config(**SIZES),
+    "qwen3-moe": lambda: transformers.Qwen3MoeConfig(
+        **SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **SIZES, sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2
+    ),
+    "gpt2": lambda: transformers.GPT2Config(vocab_size=320, n_embd=128, n_layer=4, n_head=4, n_positions=128),
+}
+REPEATED = "0:3,1:4"
+SHARED = "0:3,1:4;kv=0_1_2_1_2_5"
+TWO_WORKERS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What vLLM is asked, beside the prompts."""
+
+    model: str
+    plan: str
+    options: dict = field(default_factory=dict)
+    environment: dict = field(default_factory=dict)
+    compiled: bool = False
+    transformers_backend: bool = False
+
+
+CASES = {
+    "llama": Case("llama", REPEATED),
+    "llama-compiled": Case("llama", REPEATED, compiled=True),
+    "qwen3": Case("qwen3", REPEATED),
+    "transformers-backend": Case("llama", REPEATED, transformers_backend=True),
+    "qwen3-moe": Case("qwen3-moe", REPEATED),
+    "tensor-parallel": Case("llama", REPEATED, {"tensor_parallel_size": 2}, TWO_WORKERS),
+    "kv-sharing": Case("llama", SHARED),
+    "tensor-parallel-transformers-backend-kv-sharing": Case(
+        "llama", SHARED, {"tensor_parallel_size": 2}, TWO_WORKERS, transformers_backend=True
+    ),
+    "pipeline-parallel-compiled": Case(
+        "llama", REPEATED, {"pipeline_parallel_size": 2}, TWO_WORKERS, compiled=True
+    ),
+    "skipped-and-reversed": Case("llama", "3,0,2"),
+    "damped": Case("llama", "0:3,1:4@0.5"),
+    "damped-compiled": Case("llama", "0:3,1:4@0.5", compiled=True),
+    "damped-transformers-backend": Case("llama", "0:3,1:4@0.5", transformers_backend=True),
+    "gpt2-damped": Case("gpt2", "0:3,1:4@0.5"),
+    "windows": Case("gemma3", "0:2,1:4,0"),
+}
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+def stored(shelf, kind):
+    """A model with random weights, and its folder."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(MODELS[kind](), dtype=torch.float32).eval()
+    with torch.no_grad():  # larger than at the beginning of a training, or all tokens would be as likely
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.15)
+    folder = shelf / kind
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def answered(arguments, case, shelf, counts=False):
+    """What vLLM says in a process of its own."""
+    read, write = os.pipe()
+    asked = {
+        "arguments": arguments,
+        "options": {**case.options, "enforce_eager": not case.compiled},
+        "prompts": PROMPTS,
+        "tokens": TOKENS,
+        "counts": counts,
+        "to": write,
+    }
+    environment = {
+        **os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CACHE_ROOT": str(shelf / "cache"), **case.environment,
+    }  # fmt: skip
+    script = Path(__file__).with_name("answer.py")
+    with subprocess.Popen(
+        [sys.executable, script, json.dumps(asked)],
+        env=environment, pass_fds=[write], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        log, _ = process.communicate(timeout=600)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        assert process.returncode == 0, log[-6000:]
+        return json.loads(answer.read())
+
+
+def expected(model, plan):
+    """What the explicit stack says."""
+    plan = restack.plan(plan, model.config)
+    stack = reference.explicit(model, plan.order)
+    layers = reference.layers_of(stack)
+    for number, visit in enumerate(plan.visits):
+        if visit.kv is not None:
+            reference.read_from(layers, number, visit.kv)
+        if visit.damp != 1:
+            reference.damp(layers[number], visit.damp)
+    return [reference.greedy(stack, prompt, TOKENS) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answers_are_those_of_transformers(name, shelf):
+    case = CASES[name]
+    model, folder = stored(shelf, case.model)
+    arguments = vllm_arguments(f"{folder}@{case.plan}", transformers_backend=case.transformers_backend)
+    answer = answered(arguments, case, shelf)
+    wanted = expected(model, case.plan)
+    assert answer["tokens"] == [tokens for tokens, _ in wanted]
+    assert answer["log_probability"] == pytest.approx([total for _, total in wanted], abs=1e-3)
+    print(name, max(abs(a - b) for a, (_, b) in zip(answer["log_probability"], wanted, strict=True)))
