@@ -135,9 +135,10 @@ def test_what_both_begin_with_is_run_once(monkeypatch):
     for plan, common in (("0:3", 3), ("0:2,3", 2), ("1:4", 0)):
         rows, found = [], drafter(view(base, plan), 2)
 
-        def counted(kernel, model, visits, tokens, hidden, rows=rows):
+        def counted(kernel, visits, tokens, hidden, rows=rows):
+            model = int(tokens.columns[0, 0])
             rows += [(model, visit, tokens.rows) for visit in visits]
-            step(kernel, model, visits, tokens, hidden)
+            step(kernel, visits, tokens, hidden)
 
         with monkeypatch.context() as patch:
             patch.setattr(Kernel, "step", counted)
@@ -145,11 +146,11 @@ def test_what_both_begin_with_is_run_once(monkeypatch):
         target = next(model for model, visit, _ in rows if visit == 3)
         rounds = sum(visit == 3 for _, visit, _ in rows)
         ran = {
-            visit: sum(count for model, each, count in rows if model is target and each == visit)
+            visit: sum(count for model, each, count in rows if model == target and each == visit)
             for visit in range(4)
         }
         assert set(ran.values()) == {found.pace.drafted + rounds}  # each drafted token, and one more a round
-        others = [visit for model, visit, _ in rows if model is not target]
+        others = [visit for model, visit, _ in rows if model != target]
         assert (min(others) if others else common) == common
 
 

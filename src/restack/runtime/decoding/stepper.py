@@ -1,5 +1,6 @@
 """Steps of a model over a static KV cache."""
 
+import ctypes
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
@@ -33,6 +34,9 @@ class Stepper:
 
     Attributes:
         lengths: how many places of each text are taken, padding included.
+        kind: steps of one kind can run in one call of the kernel.
+        reads: of each visit, which weights, and which of their products: with whom it can run in one pass.
+        head_reads: which weights the final norm and the head are.
     """
 
     def __init__(
@@ -66,20 +70,25 @@ class Stepper:
         attention, mlp = structure.visits[0].layer.self_attn, structure.visits[0].layer.mlp
         norm, size = structure.norm, attention.head_dim
         owner = next(visit for visit in structure.visits if visit.slot is not None)
-        self._model = Model(
-            width=structure.head.in_features,
-            heads=attention.q_proj.out_features // size,
-            kv_heads=owner.layer.self_attn.k_proj.out_features // size,
-            head_size=size,
-            inner=mlp.down_proj.in_features,
-            is_narrow=structure.dtype == torch.bfloat16,
-            epsilon=eps_of(norm),
-            scaling=attention.scaling,
-        )
+        settings = {
+            "width": structure.head.in_features,
+            "heads": attention.q_proj.out_features // size,
+            "kv_heads": owner.layer.self_attn.k_proj.out_features // size,
+            "head_size": size,
+            "inner": mlp.down_proj.in_features,
+            "is_narrow": structure.dtype == torch.bfloat16,
+            "epsilon": eps_of(norm),
+            "scaling": attention.scaling,
+        }
+        self._model = Model(**settings)
+        self.kind = (id(kernel), *settings.values())
         self._visits = (Visit * len(structure.visits))(*map(self._visit, structure.visits))
-        self._model.visits = self._visits
         self._norm, self._head = self._float(norm.weight), self._matrix(structure.head)
-        self._make_room(tokens)
+        self.reads = tuple(
+            (visit.slot is None, visit.damp == 0, *_places(visit.layer)) for visit in structure.visits
+        )
+        self.head_reads = (*_places(norm), *_places(structure.head))
+        self.make_room(tokens)
 
     def take(self, cache: Cache, first: int = 0) -> None:
         """Take over what a cache of transformers holds after prefill, of visits from `first` on."""
@@ -88,7 +97,7 @@ class Stepper:
                 continue
             slot: Any = cache.layers[visit.slot]
             length, number = slot.get_seq_length(), visit.slot
-            self._make_room(length)
+            self.make_room(length)
             kept = slice(length - slot.keys.shape[2], length)  # a window's slot has let the others go
             self._keys[number][..., kept] = slot.keys.transpose(2, 3)
             self._values[number][:, :, kept] = slot.values
@@ -157,31 +166,36 @@ class Stepper:
             places: of the first new token of each; without, they follow what is there.
         """
         lengths = [self.lengths[text] for text in texts] if places is None else places
-        self._make_room(max(length + count for length, count in zip(lengths, counts, strict=True)))
-        rows = [
-            (text, length + offset, self.firsts[text], length + offset - self.firsts[text])
-            for text, length, count in zip(texts, lengths, counts, strict=True)
-            for offset in range(count)
-        ]
-        columns = torch.tensor(rows, dtype=torch.int64).T.contiguous()
-        described = Tokens(len(rows), *(place(column) for column in columns))
+        self.make_room(max(length + count for length, count in zip(lengths, counts, strict=True)))
+        described = Tokens.of(
+            [
+                self.row(text, length + offset)
+                for text, length, count in zip(texts, lengths, counts, strict=True)
+                for offset in range(count)
+            ]
+        )
         wanted = sorted({visit for each in recordings for visit in each.visits if visit in visits})
         for start, stop in zip((visits.start, *wanted), (*wanted, visits.stop), strict=True):
-            self.kernel.step(self._model, range(start, stop), described, hidden)
+            self.kernel.step(range(start, stop), described, hidden)
             if stop in wanted:
                 _record(recordings, stop, hidden, self.structure.dtype)
         if visits and visits.stop == len(self.structure.visits):
             _record(recordings, visits.stop, hidden, self.structure.dtype)
 
+    def row(self, text: int, at: int, visit: int = 0) -> tuple[int, ...]:
+        """What the kernel is told of a new token of a text, at a place, that begins with a visit."""
+        visits = ctypes.addressof(self._visits) + visit * ctypes.sizeof(Visit)
+        return ctypes.addressof(self._model), visits, text, at, self.firsts[text], at - self.firsts[text]
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits, float32, shape (rows, V), of what leaves the last visit, shape (rows, C)."""
         return self.kernel.logits(self._model, self._norm, self._head, hidden)
 
-    def _make_room(self, tokens: int) -> None:
+    def make_room(self, tokens: int) -> None:
         """Have room for texts of so many places."""
         before: int = self._model.capacity
         if self._beside is not None:
-            self._beside._make_room(tokens)
+            self._beside.make_room(tokens)
             tokens = self._beside._model.capacity
         if tokens <= before:
             return
@@ -249,6 +263,11 @@ class Stepper:
         """The tensor in float32, kept."""
         self._kept.append(tensor.detach().float().contiguous())
         return self._kept[-1]  # type: ignore[no-any-return]
+
+
+def _places(module: Any) -> tuple[int, ...]:
+    """Where the weights of a module are."""
+    return tuple(parameter.data_ptr() for parameter in module.parameters())
 
 
 def _record(recordings: Sequence[Recorder], visit: int, hidden: torch.Tensor, dtype: torch.dtype) -> None:

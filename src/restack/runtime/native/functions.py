@@ -37,7 +37,7 @@ class Kernel:
         self._products.argtypes = [ctypes.POINTER(Matrix), WHOLE, WHOLE, PLACE, PLACE, threads]
         self._unpack.argtypes = [ctypes.POINTER(Matrix), PLACE, ctypes.c_int, threads]
         model, tokens, matrix = (ctypes.POINTER(each) for each in (Model, Tokens, Matrix))
-        self._step.argtypes = [model, WHOLE, WHOLE, tokens, PLACE, threads]
+        self._step.argtypes = [WHOLE, WHOLE, tokens, PLACE, threads]
         self._logits.argtypes = [model, PLACE, matrix, WHOLE, PLACE, PLACE, threads]
         for function in (self._products, self._unpack, self._step, self._logits):
             function.restype = None
@@ -66,9 +66,18 @@ class Kernel:
         self._unpack(matrix, output.data_ptr(), is_narrow, _threads())
         return output.to(dtype)
 
-    def step(self, model: Model, visits: range, tokens: Tokens, hidden: torch.Tensor) -> None:
-        """Take hidden states, float32, shape (rows, width), through visits, in place."""
-        self._step(model, visits.start, visits.stop, tokens, hidden.data_ptr(), _threads())
+    def step(self, visits: range, tokens: Tokens, hidden: torch.Tensor) -> None:
+        """Take hidden states, float32, shape (rows, width), through visits, in place.
+
+        A row's numbers do not depend on the other rows.
+
+        Args:
+            visits: which, counted from each row's first; those of one number have the same weights, and are
+                alike in whether they make keys and values and whether they are damped to nothing.
+            tokens: of the rows.
+            hidden: what enters the first of these visits.
+        """
+        self._step(visits.start, visits.stop, tokens, hidden.data_ptr(), _threads())
 
     def logits(self, model: Model, norm: torch.Tensor, head: Matrix, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states, float32, shape (rows, width), normed and multiplied with the head: (rows, V)."""

@@ -20,10 +20,10 @@ Thread this_thread() {
 }
 
 template <typename Kept>
-void run(const Model& model, int64_t from, int64_t to, const Tokens& tokens, float* h, int threads) {
-    Step<Kept> step(model, tokens, h, model.visits[from]);
+void run(int64_t from, int64_t to, const Tokens& tokens, float* h, int threads) {
+    Step<Kept> step(tokens, h, tokens.visits[0][from]);
 #pragma omp parallel num_threads(threads)
-    for (int64_t number = from; number < to; ++number) step.run(model.visits[number], this_thread());
+    for (int64_t number = from; number < to; ++number) step.run(number, this_thread());
 }
 
 }  // namespace
@@ -71,13 +71,13 @@ void restack_unpack(const Matrix* matrix, void* output, int narrow, int threads)
     }
 }
 
-// Takes h, (rows, width), through the visits `from` to `to`.
-void restack_step(const Model* model, int64_t from, int64_t to, const Tokens* tokens, float* h, int threads) {
-    if (from >= to) return;
-    if (model->is_narrow)
-        run<uint16_t>(*model, from, to, *tokens, h, threads);
+// Takes h, (rows, width), each row through its visits `from` to `to`.
+void restack_step(int64_t from, int64_t to, const Tokens* tokens, float* h, int threads) {
+    if (from >= to || tokens->rows == 0) return;
+    if (tokens->model[0]->is_narrow)
+        run<uint16_t>(from, to, *tokens, h, threads);
     else
-        run<float>(*model, from, to, *tokens, h, threads);
+        run<float>(from, to, *tokens, h, threads);
 }
 
 // The logits (rows, head.n) of hidden states (rows, width): the final norm, and the head.

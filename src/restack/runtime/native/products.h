@@ -2,8 +2,8 @@
 //
 // Decoding reads every weight once a token, so packed weights stay packed on their way from memory; what is
 // computed with them must only keep up. For packed weights, activations are rounded to nearly 16 bits a group
-// (relative to the group's largest: 2^-16), products are summed in integers, groups in float32. A row of
-// weights is read once for up to 4 rows of activations.
+// (relative to the group's largest: 2^-16), products are summed in integers, groups in float32. Weights are
+// read from memory once for all rows of activations, and what comes of a row does not depend on the others.
 //
 // int4: weight (n, k / 2) bytes; of each run of 32 weights, byte i holds weight i below and weight i + 16 above.
 //       w = (q - 8) * scale + zero, a scale and a zero (bfloat16) for each group of 32 or 64 weights.
@@ -21,7 +21,8 @@ namespace restack {
 constexpr int64_t kRun = 32;     // weights of 4 bits whose nibbles lie together
 constexpr int64_t kBlock = 64;   // weights of 4 bits that are multiplied at a time: two runs
 constexpr int64_t kChunk = 256;  // activations that share a scale where weights have 8 bits
-constexpr int kRows = 4;         // rows of activations for one reading of the weights
+constexpr int kRows = 4;         // rows of activations that are multiplied with weights at a time
+constexpr int64_t kNear = 1 << 16;  // bytes of weights that stay near while all rows of activations take their turns
 
 struct Matrix {
     int64_t bits, group, n, k;
@@ -327,6 +328,17 @@ void rows_of(const Matrix& m, int64_t from, int64_t to, const Activations& x, in
     }
 }
 
+// Up to kRows of those rows of activations that are left.
+inline void some_rows(const Matrix& m, int64_t from, int64_t to, const Activations& x, int64_t row, int64_t left,
+                      float* y) {
+    switch (std::min<int64_t>(kRows, left)) {
+        case 1: return rows_of<1>(m, from, to, x, row, y);
+        case 2: return rows_of<2>(m, from, to, x, row, y);
+        case 3: return rows_of<3>(m, from, to, x, row, y);
+        default: return rows_of<4>(m, from, to, x, row, y);
+    }
+}
+
 // A thread of the crew that computes something together.
 struct Thread {
     int64_t number, of;
@@ -345,13 +357,10 @@ inline void products(const Matrix* matrices, int64_t count, const Activations& x
     for (int64_t i = 0; i < count; start += matrices[i++].n) {
         const Matrix& m = matrices[i];
         const int64_t from = std::max(first - start, int64_t(0)), to = std::min(last - start, m.n);
-        if (from >= to) continue;
-        for (int64_t row = 0; row < rows; row += kRows) switch (std::min<int64_t>(kRows, rows - row)) {
-                case 1: rows_of<1>(m, from, to, x, row, outputs[i]); break;
-                case 2: rows_of<2>(m, from, to, x, row, outputs[i]); break;
-                case 3: rows_of<3>(m, from, to, x, row, outputs[i]); break;
-                default: rows_of<4>(m, from, to, x, row, outputs[i]);
-            }
+        const int64_t some = std::max<int64_t>(kRows, kNear * 8 / (m.k * m.bits) / kRows * kRows);
+        for (int64_t n = from; n < to; n += some)
+            for (int64_t row = 0; row < rows; row += kRows)
+                some_rows(m, n, std::min(n + some, to), x, row, rows - row, outputs[i]);
     }
 }
 

@@ -1,5 +1,8 @@
 // Visits of a decoder of the Llama family over a few new tokens, all in one go: no tensor is made on the way.
 //
+// Tokens may be of several texts, each with keys and values of its own and a plan of its own: what they have in
+// common is the layer whose weights are read, once for all of them. A token's numbers do not depend on the others.
+//
 // Threads stay together from the first norm to the last product and meet at barriers. Hidden states, and what
 // comes of each part of a layer, are rounded to bfloat16 where a model of that type would (`narrow`).
 
@@ -25,12 +28,13 @@ struct Model {
     int64_t width, heads, kv_heads, head_size, inner, capacity, is_narrow;
     double epsilon, scaling;
     const float *cosines, *sines;  // (positions, head_size)
-    const Visit* visits;
 };
 
 // The new tokens, one a row. Those of one sequence come in their order, and next to each other in the cache.
 struct Tokens {
     int64_t rows;
+    const Model* const* model;   // all have the same sizes but for the capacity
+    const Visit* const* visits;  // those that it takes, one after the other, each of the same weights as the others'
     const int64_t* sequence;  // in the cache
     const int64_t* place;     // in the cache's sequence
     const int64_t* first;     // place that is seen: before it is padding
@@ -134,24 +138,26 @@ void attend(const float* q, const Kept* keys, const Kept* values, int64_t from, 
 template <typename Kept>
 class Step {
    public:
-    Step(const Model& model, const Tokens& tokens, float* h, const Visit& like)
-        : m_(model),
+    Step(const Tokens& tokens, float* h, const Visit& like)
+        : m_(*tokens.model[0]),
           t_(tokens),
           h_(h),
-          into_attention_(like.q.bits, like.q.group, model.width, tokens.rows),
+          into_attention_(like.q.bits, like.q.group, m_.width, tokens.rows),
           out_of_attention_(like.o.bits, like.o.group, like.o.k, tokens.rows),
-          into_mlp_(like.gate.bits, like.gate.group, model.width, tokens.rows),
-          inside_mlp_(like.down.bits, like.down.group, model.inner, tokens.rows),
+          into_mlp_(like.gate.bits, like.gate.group, m_.width, tokens.rows),
+          inside_mlp_(like.down.bits, like.down.group, m_.inner, tokens.rows),
           q_(tokens.rows * like.q.n),
-          k_(tokens.rows * model.kv_heads * model.head_size),
+          k_(tokens.rows * m_.kv_heads * m_.head_size),
           v_(k_.size()),
           heads_(q_.size()),
-          middle_(tokens.rows * model.width),
+          middle_(tokens.rows * m_.width),
           output_(middle_.size()),
-          gate_(tokens.rows * model.inner),
+          gate_(tokens.rows * m_.inner),
           up_(gate_.size()) {}
 
-    void run(const Visit& visit, Thread thread) {
+    // Takes all tokens through the visit of each that has this number.
+    void run(int64_t number, Thread thread) {
+        const Visit& visit = t_.visits[0][number];  // the weights are those of all
         if (visit.damp == 0 && visit.k.n == 0) return;
         norms(h_, visit.attention_norm, into_attention_, thread);
         const Matrix read[] = {visit.q, visit.k, visit.v};
@@ -160,10 +166,10 @@ class Step {
         const bool has_own = visit.k.n > 0;
         products(read, has_own ? 3 : 1, into_attention_, t_.rows, made, thread);
 #pragma omp barrier
-        place(visit, has_own, thread);
+        place(number, has_own, thread);
 #pragma omp barrier
         if (visit.damp == 0) return;
-        attention(visit, thread);
+        attention(number, thread);
 #pragma omp barrier
         each_row(thread, [&](int64_t r) {
             float* heads = heads_.data() + r * visit.o.k;
@@ -190,7 +196,7 @@ class Step {
 #pragma omp barrier
         products(&visit.down, 1, inside_mlp_, t_.rows, output, thread);
 #pragma omp barrier
-        each_row(thread, [&](int64_t r) { leave(visit, r); });
+        each_row(thread, [&](int64_t r) { leave(t_.visits[r][number], r); });
         // the same rows are normed next, by the same threads
     }
 
@@ -221,13 +227,15 @@ class Step {
     }
 
     // Turn queries and keys, and write keys and values into the cache.
-    void place(const Visit& visit, bool has_own, Thread thread) {
+    void place(int64_t number, bool has_own, Thread thread) {
         const int64_t size = m_.head_size, each = m_.heads + (has_own ? m_.kv_heads : 0);
         const int64_t all = t_.rows * each;
         for (int64_t task = thread.first(all); task < thread.last(all); ++task) {
             const int64_t r = task / each, head = task % each;
-            const float* cosines = m_.cosines + t_.position[r] * size;
-            const float* sines = m_.sines + t_.position[r] * size;
+            const Model& model = *t_.model[r];
+            const Visit& visit = t_.visits[r][number];
+            const float* cosines = model.cosines + t_.position[r] * size;
+            const float* sines = model.sines + t_.position[r] * size;
             if (head < m_.heads) {
                 float* q = q_.data() + (r * m_.heads + head) * size;
                 narrow(q, size);
@@ -242,42 +250,44 @@ class Step {
             narrow(v, size);
             if (visit.key_norm) normed(k, visit.key_norm, size, m_.epsilon, m_.is_narrow, k);
             turn(k, cosines, sines, size, m_.is_narrow);
-            const int64_t start = (t_.sequence[r] * m_.kv_heads + own) * size * m_.capacity;
+            const int64_t start = (t_.sequence[r] * m_.kv_heads + own) * size * model.capacity;
             Kept* keys = static_cast<Kept*>(visit.own_keys) + start + t_.place[r];
             Kept* values = static_cast<Kept*>(visit.own_values) + start + t_.place[r] * size;
-            for (int64_t i = 0; i < size; ++i) keys[i * m_.capacity] = kept<Kept>(k[i]);
+            for (int64_t i = 0; i < size; ++i) keys[i * model.capacity] = kept<Kept>(k[i]);
             for (int64_t i = 0; i < size; ++i) values[i] = kept<Kept>(v[i]);
         }
     }
 
-    void attention(const Visit& visit, Thread thread) {
+    void attention(int64_t number, Thread thread) {
         const int64_t group = m_.heads / m_.kv_heads;
         if (group % 4 == 0 && t_.rows * m_.heads / 4 >= thread.of)
-            attention_of<4>(visit, thread);
+            attention_of<4>(number, thread);
         else if (group % 2 == 0 && t_.rows * m_.heads / 2 >= thread.of)
-            attention_of<2>(visit, thread);
+            attention_of<2>(number, thread);
         else
-            attention_of<1>(visit, thread);
+            attention_of<1>(number, thread);
     }
 
     template <int G>
-    void attention_of(const Visit& visit, Thread thread) {
+    void attention_of(int64_t number, Thread thread) {
         const int64_t size = m_.head_size, group = m_.heads / m_.kv_heads, each = m_.heads / G;
         const int64_t all = t_.rows * each;
         const int64_t longest = *std::max_element(t_.place, t_.place + t_.rows) + 1;
         std::vector<float> scores(G * (longest + 16));
         for (int64_t task = thread.first(all); task < thread.last(all); ++task) {
             const int64_t r = task / each, head = task % each * G;
+            const Visit& visit = t_.visits[r][number];
+            const int64_t capacity = t_.model[r]->capacity;
             const float* q = q_.data() + (r * m_.heads + head) * size;
             float* y = heads_.data() + (r * m_.heads + head) * size;
-            const int64_t start = (t_.sequence[r] * m_.kv_heads + head / group) * size * m_.capacity;
+            const int64_t start = (t_.sequence[r] * m_.kv_heads + head / group) * size * capacity;
             const int64_t to = t_.place[r] + 1 - visit.is_strictly_past;
             const int64_t from = visit.window ? std::max(t_.first[r], t_.place[r] + 1 - visit.window) : t_.first[r];
             if (from >= to)
                 std::fill(y, y + G * size, 0.0f);
             else
                 attend<G, Kept>(q, static_cast<const Kept*>(visit.keys) + start,
-                                static_cast<const Kept*>(visit.values) + start, from, to, size, m_.capacity,
+                                static_cast<const Kept*>(visit.values) + start, from, to, size, capacity,
                                 static_cast<float>(m_.scaling), scores.data(), y);
         }
     }

@@ -4,6 +4,7 @@ They hold the places of tensors and not the tensors, which must outlive them.
 """
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class Visit(ctypes.Structure):
 
 
 class Model(ctypes.Structure):
-    """What the visits of a model have in common, and where they are."""
+    """What the visits of a model have in common."""
 
     _fields_ = (
         *(
@@ -63,16 +64,27 @@ class Model(ctypes.Structure):
             )
         ),
         ("epsilon", REAL), ("scaling", REAL), ("cosines", PLACE), ("sines", PLACE),
-        ("visits", ctypes.POINTER(Visit)),
     )  # fmt: skip
 
 
 class Tokens(ctypes.Structure):
-    """The new tokens of a step, one a row."""
+    """The new tokens of a step, one a row, which may be of several models of one kind.
+
+    Each has its model, and the place in memory of the first of its visits.
+    """
 
     _fields_ = (
-        ("rows", WHOLE), *((name, PLACE) for name in ("sequence", "place", "first", "position")),
+        ("rows", WHOLE),
+        *((name, PLACE) for name in ("model", "visits", "sequence", "place", "first", "position")),
     )  # fmt: skip
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, ...]]) -> "Tokens":
+        """The structure of rows, each with a number or a place in memory for each field."""
+        columns = torch.tensor(rows, dtype=torch.int64).T.contiguous()
+        made = cls(len(rows), *map(place, columns))
+        made.columns = columns  # kept as long as the structure
+        return made
 
 
 def place(tensor: torch.Tensor | None) -> Any:
