@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from restack.runtime.native import Kernel, quiet_kernel
 from restack.serving.turns import Turns
 from tests.serving.running import running
 
@@ -41,6 +42,80 @@ def test_turns_are_taken_in_order_and_random_numbers_go_on():
         assert [number for who, number in seen if who == name] == [
             int(torch.randint(10**6, ())) for _ in range(50)
         ]
+
+
+class Asked:
+    """A step as `Turns` sees it."""
+
+    def __init__(self, name, kind="one"):
+        self.name, self.kind, self.logits = name, kind, None
+
+
+def in_turns(kinds, steps, monkeypatch, run):
+    """Threads that take so many steps each, all of them from the same moment on: what each one ends with."""
+    monkeypatch.setattr("restack.serving.turns.run_together", run)
+    turns, ends = Turns(), {}
+
+    def work(name):
+        with turns.taken():
+            try:
+                ends[name] = [turns.run(Asked(name, kinds[name])) for _ in range(steps)]
+            except ValueError as error:
+                ends[name] = str(error)
+
+    with turns.taken():
+        threads = [threading.Thread(target=work, args=(name,)) for name in kinds]
+        for thread in threads:
+            thread.start()
+        while len(turns._waiting) < len(threads):
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join(10)
+    assert not turns._steps and not turns._is_taken
+    return ends
+
+
+def test_steps_of_one_kind_are_run_together(monkeypatch):
+    seen = []
+
+    def run(steps):
+        seen.append(sorted(step.name for step in steps))
+        for step in steps:
+            step.logits = len(seen)
+
+    ends = in_turns({"a": 1, "b": 1, "c": 2, "d": 1}, 5, monkeypatch, run)
+    assert sorted(seen) == [["a", "b", "d"]] * 5 + [["c"]] * 5
+    assert all(len(each) == 5 for each in ends.values())
+
+
+def test_a_step_that_fails_ends_its_own_answer_only(monkeypatch):
+    def run(steps):
+        if any(step.name == "bad" for step in steps):
+            raise ValueError("wrong")
+        for step in steps:
+            step.logits = step.name
+
+    ends = in_turns(dict.fromkeys(["a", "bad", "b", "c"], 1), 5, monkeypatch, run)
+    assert ends == {"bad": "wrong"} | {name: [name] * 5 for name in "abc"}
+
+
+def test_answers_share_passes_over_the_weights(server, monkeypatch):
+    if quiet_kernel() is None:
+        pytest.skip("no C++ compiler")
+    step, passes = Kernel.step, []
+
+    def counted(kernel, visits, tokens, hidden):
+        passes.append((len(visits), tokens.rows))
+        step(kernel, visits, tokens, hidden)
+
+    def ask(name):
+        return server.post(TEXT, {"model": name, "prompt": "Once", "max_tokens": 400, "ignore_eos": True})
+
+    monkeypatch.setattr(Kernel, "step", counted)
+    with ThreadPoolExecutor(4) as pool:
+        assert {status for status, _ in pool.map(ask, ["demo", "deeper", "shallow", "demo"])} == {200}
+    assert max(rows for _, rows in passes) == 4
+    assert sum(length for length, _ in passes) < 0.6 * sum(length * rows for length, rows in passes)
 
 
 def test_a_short_answer_does_not_wait_for_a_long_one(server):

@@ -16,7 +16,7 @@ from transformers.generation.stopping_criteria import (
 )
 
 from restack.errors import UsageError
-from restack.runtime.decoding import Drafter, decode, draws_one_by_one, is_assisted
+from restack.runtime.decoding import Company, Drafter, Pausing, decode, draws_one_by_one, is_assisted
 from restack.runtime.prompt_cache import PromptCache, Reuse
 from restack.runtime.streaming import TextStream, text_of
 
@@ -142,7 +142,7 @@ def generate(
     drafter: Drafter | None = None,
     follows: int = 0,
     shown: Collection[int] = (),
-    between: Callable[[], None] | None = None,
+    company: Company | None = None,
     **options: Any,
 ) -> Generated:
     """The text that the model writes after a prompt; `on_text` gets each piece as soon as it is whole.
@@ -162,8 +162,8 @@ def generate(
         follows: how many tokens at the end of the prompt the text follows within a sentence; the tokenizers
             that leave out the blank before a first word keep it then.
         shown: special tokens that are part of the text.
-        between: called after each token, and where our own loop runs the model, also between the pieces in
-            which a long prompt is read then. What it raises ends the text.
+        company: others who write at the same time. They go on after each token; where our own loop runs the
+            model, also between the pieces in which a long prompt is read then, and steps are run together.
         options: more keyword arguments of transformers' `generate`.
 
     Raises:
@@ -182,12 +182,12 @@ def generate(
         if reuse.cache is not None:
             options["past_key_values"] = reuse.cache
         if draws_one_by_one(model, options):
-            options["custom_generate"] = partial(decode, stream=stream, drafter=drafter, between=between)
+            options["custom_generate"] = partial(decode, stream=stream, drafter=drafter, company=company)
         further = options.pop("stopping_criteria", ())
         if stop:
             further = (*further, _Stopped(stream))
-        if between is not None:
-            further = (*further, _Between(between))
+        if company is not None and "custom_generate" not in options:
+            further = (*further, Pausing(company))
         try:
             model.generate(
                 tokens,
@@ -281,17 +281,6 @@ class _Stopped(StoppingCriteria):  # type: ignore[misc]
         return torch.full(
             (len(input_ids),), self._stream.is_stopped, dtype=torch.bool, device=input_ids.device
         )
-
-
-class _Between(StoppingCriteria):  # type: ignore[misc]
-    """Calls something after each token, and ends no text."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        self._call()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _criteria(tokenizer: Any, stop: Sequence[str], further: Sequence[Any]) -> StoppingCriteriaList:

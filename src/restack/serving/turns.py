@@ -1,4 +1,4 @@
-"""Who runs the model now: several texts are written at once, a token each in turn."""
+"""Who runs the model now: several texts are written at once, in turns, and what can run together does."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from threading import Event, Lock
 
 import torch
+
+from restack.runtime.decoding import Step, run_together
 
 
 class Turns:
@@ -15,6 +17,7 @@ class Turns:
         self._lock = Lock()
         self._waiting: deque[Event] = deque()
         self._is_taken = False
+        self._steps: list[Step] = []  # of threads that wait; only who has the turn looks at them
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -38,6 +41,27 @@ class Turns:
         torch.set_rng_state(numbers)
         if on_cuda:
             torch.cuda.set_rng_state_all(on_cuda)
+
+    def run(self, step: Step) -> torch.Tensor:
+        """The logits of a step, after the others have had a turn each.
+
+        Whoever of those that wait for a step has the turn first runs all their steps.
+        """
+        self._steps.append(step)
+        try:
+            self.pass_on()
+            if step.logits is None:
+                self._run_with_others(step)
+        finally:
+            self._steps = [each for each in self._steps if each is not step and each.logits is None]
+        assert step.logits is not None
+        return step.logits
+
+    def _run_with_others(self, step: Step) -> None:
+        try:
+            run_together([each for each in self._steps if each.kind == step.kind])
+        except Exception:  # maybe one of theirs is the reason, who shall find out themselves
+            run_together([step])
 
     def _take(self) -> None:
         with self._lock:

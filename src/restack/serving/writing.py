@@ -11,6 +11,7 @@ from transformers.generation import LogitsProcessorList, StoppingCriteria
 
 from restack.errors import UsageError
 from restack.runtime import Generated, Sampling, generate
+from restack.runtime.decoding import Step
 from restack.serving.catalogue import Served
 from restack.serving.kept_prompts import KeptPrompts
 from restack.serving.scores import Bias, LogProbabilities, Penalties, TokenScore
@@ -63,7 +64,7 @@ class Task:
 
 
 class Writers:
-    """Threads that write answers; one of them runs a model at a time, a token each in turn."""
+    """Threads that write answers; one of them runs a model at a time, and takes steps of the others along."""
 
     def __init__(self, slots: int, queue: int, kept: KeptPrompts) -> None:
         """So many threads.
@@ -153,7 +154,7 @@ class Writers:
                     prompt_cache=known,
                     follows=task.follows,
                     shown=task.shown,
-                    between=lambda: self._between(task),
+                    company=_Company(task, self._turns),
                     stopping_criteria=[answer],
                     logits_processor=LogitsProcessorList(answer.processors),
                     **({"eos_token_id": None} if task.ignores_end else {}),
@@ -161,9 +162,21 @@ class Writers:
             answer.tell()
             return written
 
-    def _between(self, task: Task) -> None:
-        _refuse_gone(task)
-        self._turns.pass_on()
+
+@dataclass(frozen=True, slots=True)
+class _Company:
+    """The other writers, for the one that writes a task: a `decoding.Company`."""
+
+    task: Task
+    turns: Turns
+
+    def between(self) -> None:
+        _refuse_gone(self.task)
+        self.turns.pass_on()
+
+    def run(self, step: Step) -> torch.Tensor:
+        _refuse_gone(self.task)
+        return self.turns.run(step)
 
 
 def _refuse_gone(task: Task) -> None:

@@ -5,19 +5,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
-from transformers.generation import LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import logits_process as processors
 from transformers.generation.streamers import BaseStreamer
 
 from restack.runtime.decoding.pace import Pace
+from restack.runtime.decoding.routes import route
 from restack.runtime.decoding.speculation import Drafter, Speculation
 from restack.runtime.decoding.stepper import ROOM, Stepper
 from restack.runtime.decoding.structure import Structure, structure
+from restack.runtime.decoding.together import Step
 from restack.runtime.native import Kernel, quiet_kernel
 from restack.views.recording import Recording, recordings_here
 
@@ -50,6 +52,27 @@ EXTRAS = (
 )
 
 
+class Company(Protocol):
+    """Others who write texts at the same time, in other threads."""
+
+    def between(self) -> None:
+        """Let them go on meanwhile. What it raises ends the text."""
+
+    def run(self, step: Step) -> torch.Tensor:
+        """Run a step, maybe together with theirs: its logits. What it raises ends the text."""
+
+
+class Pausing(StoppingCriteria):  # type: ignore[misc]
+    """Lets others go on after each token, and ends no text."""
+
+    def __init__(self, company: Company) -> None:
+        self._company = company
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self._company.between()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 def draws_one_by_one(model: Any, options: Mapping[str, Any]) -> bool:
     """Whether `generate` with these keyword arguments draws token after token, as `decode` does: no beams."""
     settings = copy.deepcopy(options.get("generation_config") or model.generation_config)
@@ -66,17 +89,20 @@ def decode(
     generation_config: Any,
     stream: BaseStreamer | None = None,
     drafter: Drafter | None = None,
-    between: Callable[[], None] | None = None,
+    company: Company | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor:
     """Draw tokens until all texts have ended: all tokens, shape (B, T), filled up behind the ends.
 
     The tokens are those that transformers' `_sample` draws, whose arguments these are. The prompt is read by
     the model's own forward. Then, if the native step can run the model, it does; else transformers goes on.
-    A drafter may draft for one text. With `between`, a prompt is read in pieces, and that is called between.
+    A drafter may draft for one text. One text may have company: its prompt is read in pieces, the others go
+    on between, and each step is run by them.
     """
     found, compiled = _lean(model, input_ids, generation_config, model_kwargs)
     if found is None or compiled is None:
+        if company is not None:
+            stopping_criteria = StoppingCriteriaList([*stopping_criteria, Pausing(company)])
         return model._sample(  # type: ignore[no-any-return]
             input_ids, logits_processor, stopping_criteria, generation_config, streamer=stream, **model_kwargs
         )
@@ -84,7 +110,7 @@ def decode(
     batch, pad = len(input_ids), generation_config._pad_token_tensor
     began = perf_counter()
     positions = model_kwargs.get("position_ids")
-    if between is not None and found.takes_several and batch == 1:
+    if company is not None and found.takes_several:
         for end in range(cache.get_seq_length() + PIECE, input_ids.shape[1], PIECE):
             _prefilled(
                 model,
@@ -93,7 +119,7 @@ def decode(
                 None if mask is None else mask[:, :end],
                 None if positions is None else positions[:, :end],
             )
-            between()
+            company.between()
     logits = _prefilled(model, input_ids, cache, mask, positions)
     reading = perf_counter() - began
     firsts = _firsts(input_ids, mask)
@@ -108,6 +134,7 @@ def decode(
         pad=input_ids.new_zeros(()) if pad is None else pad,
         stream=stream,
         recordings=[each for each in recordings_here() if each.model is model],
+        company=company,
     )
     drafting = None
     if drafter is not None and batch == 1 and all(type(each) in PROCESSORS for each in logits_processor):
@@ -141,6 +168,7 @@ class Text:
         pad: what fills up texts that have ended.
         stream: is given the tokens.
         recordings: record what enters visits.
+        company: others who write at the same time, beside one text.
         left: the texts that have not ended.
     """
 
@@ -151,6 +179,7 @@ class Text:
     pad: torch.Tensor
     stream: BaseStreamer | None
     recordings: Sequence[Recording]
+    company: Company | None = None
     left: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -182,8 +211,22 @@ class Text:
 
 def _draw(text: Text, stepper: Stepper) -> None:
     """Draw a token at a time until all texts have ended."""
+    if text.company is not None:
+        _draw_in_company(text, stepper, text.company)
     while text.left:
         _draw_one(text, stepper)
+
+
+def _draw_in_company(text: Text, stepper: Stepper, company: Company) -> None:
+    """Draw a token at a time until the text has ended; each step is run together with those of others."""
+    ours = route(stepper.reads, frozenset(visit for each in text.recordings for visit in each.visits))
+    while text.left:
+        step = Step(stepper, ours, int(text.tokens[0, -1]))
+        logits = company.run(step)
+        for visit, hidden in step.entered.items():
+            for each in text.recordings:
+                each.add(visit, hidden)
+        text.add(text.drawn(logits))
 
 
 def _draw_one(text: Text, stepper: Stepper) -> None:
@@ -235,6 +278,8 @@ def _draw_drafted(
                     text.add(torch.tensor([token]))
                     used += 1
             speculation.keep(used)
+        if text.company is not None:
+            text.company.between()
     if speculation is not None:
         speculation.end(text.tokens[0].tolist())
     _draw(text, stepper)
