@@ -188,7 +188,9 @@ class Text:
     def drawn(self, logits: torch.Tensor) -> torch.Tensor:
         """A token for each text that is left, by its logits: (left, V) to (left,)."""
         scores = logits
-        if self.processors:  # which may know something of each text, ended or not
+        if self.processors and len(self.left) == len(self.tokens):
+            scores = self.processors(self.tokens, logits)
+        elif self.processors:  # which may know something of each text, ended or not
             of_all = logits.new_zeros(len(self.tokens), logits.shape[1]).index_copy(0, self._left(), logits)
             scores = self.processors(self.tokens, of_all)[self.left]
         if not self.is_sampled:

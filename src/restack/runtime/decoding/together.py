@@ -1,6 +1,6 @@
 """Steps of several texts at once, of any plans over one set of weights: each weight is read once for all."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
@@ -36,11 +36,6 @@ class Step:
         """What the kernel is told of it."""
         return self.stepper.row(0, self.stepper.lengths[0], leg.starts[self.route])
 
-    def stop(self, visit: int, hidden: torch.Tensor) -> None:
-        """Keep what enters a visit, (C,), if that was asked for."""
-        if visit in self.route.stops:
-            self.entered[visit] = hidden[None, None].to(self.stepper.structure.dtype, copy=True)
-
 
 @torch.no_grad()
 def run_together(steps: Sequence[Step]) -> None:
@@ -53,18 +48,27 @@ def run_together(steps: Sequence[Step]) -> None:
     hidden = torch.cat([step.hidden for step in steps])
     for leg in legs(frozenset(step.route for step in steps)):
         going = [number for number, step in enumerate(steps) if step.route in leg.starts]
-        for number in going:
-            steps[number].stop(leg.starts[steps[number].route], hidden[number])
         part = hidden if len(going) == len(steps) else hidden[going]
+        _note([steps[number] for number in going], leg.starts, part)
         kernel.step(range(leg.length), Tokens.of([steps[number].row(leg) for number in going]), part)
         if part is not hidden:
             hidden[going] = part
+    _note(steps, {step.route: len(step.route.reads) for step in steps}, hidden)
     of_heads: dict[Hashable, list[int]] = {}
     for number, step in enumerate(steps):
-        step.stop(len(step.route.reads), hidden[number])
         of_heads.setdefault(step.stepper.head_reads, []).append(number)
     found = [(numbers, steps[numbers[0]].stepper.logits(hidden[numbers])) for numbers in of_heads.values()]
     for numbers, logits in found:
         for row, number in enumerate(numbers):
             steps[number].logits = logits[row : row + 1]
             steps[number].stepper.lengths[0] += 1
+
+
+def _note(steps: Sequence[Step], visits: Mapping[Route, int], hidden: torch.Tensor) -> None:
+    """Keep what enters a visit of each, (rows, C), where that was asked for."""
+    if not any(visit in route.stops for route, visit in visits.items()):
+        return
+    kept = hidden.to(steps[0].stepper.structure.dtype, copy=True)[:, None, None]
+    for step, entered in zip(steps, kept, strict=True):
+        if visits[step.route] in step.route.stops:
+            step.entered[visits[step.route]] = entered
