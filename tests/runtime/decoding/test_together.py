@@ -1,16 +1,20 @@
 """Texts of several plans in one pass: each gets what it gets alone, bit for bit."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from restack import quantize, view
-from restack.runtime.decoding import Step, run_together, structure
+from restack.runtime.decoding import Step, decode, run_together, structure
 from restack.runtime.decoding.routes import route
 from restack.runtime.decoding.stepper import Stepper
 from restack.runtime.native import Kernel, kernel
+from restack.views.recording import recording
 from tests.llama.tiny import ACYCLIC, CYCLIC
 from tests.llama.tiny import model as house
-from tests.runtime.decoding.test_decode import made
+from tests.runtime.decoding.test_decode import PROMPT, made
+from tests.runtime.decoding.test_speculation import drafter
 
 PLANS = ["0:4", "0:3,1:4", "3,0,0", "0:2,1@0.5,2@0,3@1.5", "0:4;kv=0_0_2_2", "0:4"]
 FORMATS = ["float32", "bfloat16", "int8", "int4", "int4 of bfloat16"]
@@ -161,3 +165,47 @@ def test_what_fails_leaves_all_texts_as_they_were(monkeypatch):
     for text, other in zip(texts, alone, strict=True):
         run([other])
         assert torch.equal(torch.cat(text.logits), torch.cat(other.logits))
+
+
+class Others:
+    """Company that counts, and runs each step beside one of another text."""
+
+    def __init__(self, model):
+        self.text = Text(model, 1, room=60)
+        self.pauses = self.steps = 0
+
+    def between(self):
+        self.pauses += 1
+
+    def run(self, step):
+        self.steps += 1
+        run_together([self.text.next(), step])
+        return step.logits
+
+
+def test_a_text_in_company_is_the_one_alone(monkeypatch):
+    monkeypatch.setattr("restack.runtime.decoding.loop.PIECE", 5)
+    base = made("llama")
+    model, others, found = view(base, "0:3,1:4"), Others(base), []
+    for company in (None, others):
+        with recording(model, (0, 3, 6)) as hidden:
+            lean = partial(decode, company=company)
+            text = model.generate(PROMPT, do_sample=False, max_new_tokens=12, custom_generate=lean)
+        found.append((text, *(hidden[visit] for visit in (0, 3, 6))))
+    assert (others.pauses, others.steps) == (2, 11)
+    assert torch.equal(found[0][0], found[1][0])
+    for alone, beside in zip(found[0][1:], found[1][1:], strict=True):
+        assert beside.shape[1] == 13 + 11
+        torch.testing.assert_close(beside, alone, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("is_lean", [True, False])
+def test_company_goes_on_where_steps_are_not_shared(is_lean):
+    """Beside a draft, and where transformers runs the model."""
+    model, others = made("llama"), Others(made("llama"))
+    options = {"drafter": drafter(view(model, "0:3"), 2)} if is_lean else {}
+    if not is_lean:
+        model.lm_head.register_forward_hook(lambda *given: None)
+    lean = partial(decode, company=others, **options)
+    text = model.generate(PROMPT, do_sample=False, max_new_tokens=9, custom_generate=lean)
+    assert text.shape[1] == 13 + 9 and others.steps == 0 and 3 <= others.pauses <= 9
