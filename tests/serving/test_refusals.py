@@ -167,6 +167,7 @@ def begun(server, body):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_frees_its_slot(server, stream):
+    before = ended_answers(server)
     connection = begun(server, {**COMPLETE, "max_tokens": 1000, "ignore_eos": True, "stream": stream})
     deadline = time.monotonic() + 20
     while not server.writers.running and time.monotonic() < deadline:
@@ -174,6 +175,11 @@ def test_a_client_that_goes_away_frees_its_slot(server, stream):
     assert server.writers.running == 1
     connection.close()
     assert server.is_idle(10)
+    assert ended_answers(server) == before, "it was written to its end"
+
+
+def ended_answers(server):
+    return [line for line in server.get("/metrics").splitlines() if line.startswith("restack_answers_total")]
 
 
 def test_a_slow_client_is_let_go(server, monkeypatch):

@@ -11,7 +11,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from restack.errors import RestackError
 from restack.runtime import Generated
@@ -57,18 +59,7 @@ def make_app(
     app.add_exception_handler(HTTPException, _not_found)
     app.add_exception_handler(Exception, _failed)
 
-    @app.middleware("http")
-    async def count_and_check(request: Request, go_on: Callable[[Request], Any]) -> Response:
-        path = request.url.path
-        if api_key is not None and path.startswith("/v1/") and not _has_key(request, api_key):
-            response: Response = _error(
-                Refused(401, "the API key is missing or wrong; send it as a Bearer token")
-            )
-        else:
-            response = await go_on(request)
-        route = getattr(request.scope.get("route"), "path", "(none)")  # not the path: they are without end
-        server.measures.requests.labels(route, response.status_code).inc()
-        return response
+    app.add_middleware(_Gate, measures=server.measures, api_key=api_key)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -113,6 +104,39 @@ def make_app(
 
     app.include_router(page())
     return app
+
+
+class _Gate:
+    """Counts requests, and lets those for /v1 through that have the key.
+
+    It is no `BaseHTTPMiddleware`: behind one of these, `request.is_disconnected` never finds that a client
+    has gone away.
+    """
+
+    def __init__(self, app: ASGIApp, measures: Measures, api_key: str | None) -> None:
+        self._app, self._measures, self._key = app, measures, api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        def count(status: int) -> None:
+            route = getattr(scope.get("route"), "path", "(none)")  # not the path: they are without end
+            self._measures.requests.labels(route, status).inc()
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                count(message["status"])
+            await send(message)
+
+        app = self._app
+        if self._key is not None and scope["path"].startswith("/v1/") and not _has_key(scope, self._key):
+            app = _error(Refused(401, "the API key is missing or wrong; send it as a Bearer token"))
+        try:
+            return await app(scope, receive, counted)
+        except Exception:
+            count(500)  # it is answered outside of here
+            raise
 
 
 class _Server:
@@ -262,8 +286,8 @@ def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value)}\n\n"
 
 
-def _has_key(request: Request, key: str) -> bool:
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+def _has_key(scope: Scope, key: str) -> bool:
+    scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
     return scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), key.encode())
 
 
