@@ -94,6 +94,7 @@ Layers = Annotated[
     typer.Option(
         "--layers",
         "--layer_spec",
+        "--layer-spec",
         metavar="SPEC",
         help="The layers to run, in order: 0:8,4:12 or 0:10,10:20:2,20: or (45,52) or a mergekit YAML file.",
         rich_help_panel="Plan",

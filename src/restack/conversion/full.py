@@ -15,6 +15,7 @@ from restack.conversion.stored import Output, Weights
 from restack.conversion.writing import LARGEST_SHARD, Checkpoint, Progress, write
 from restack.plans import Plan, own_plan, plan
 from restack.plans.value import Visit
+from restack.recipes.location import Location
 from restack.recipes.merges import Merge
 from restack.recipes.opening import build_empty, dtype_named
 from restack.recipes.own_weights import DTYPES
@@ -130,6 +131,7 @@ def _of_model(reference: recipes.Reference, dtype: str, hub: dict[str, Any]) -> 
 
 def _of_merge(reference: recipes.Reference, dtype: str, hub: dict[str, Any]) -> Checkpoint | None:
     merge = Merge.of(reference)
+    tokenizer = Location(merge.tokenizer_of.location)
     asked = dtype_named(merge.dtype_for(dtype))
     models, donors = {}, []
     for name in merge.models:
@@ -140,7 +142,9 @@ def _of_merge(reference: recipes.Reference, dtype: str, hub: dict[str, Any]) -> 
     merged = merge.view(lambda name: models[name])
     whole = materialise(merged, "all")
     plain = [donor for donor in donors if donor is not None]
-    return _checkpoint(plain, vars(merged)[PLAN], whole, asked) if len(plain) == len(donors) else None
+    found_all = len(plain) == len(donors)
+    checkpoint = _checkpoint(plain, vars(merged)[PLAN], whole, asked) if found_all else None
+    return checkpoint and replace(checkpoint, tokenizer=tokenizer)
 
 
 def _checkpoint(

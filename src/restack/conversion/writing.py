@@ -28,12 +28,14 @@ class Checkpoint:
     Attributes:
         config: of the model, with the class that it is for in `architectures`.
         outputs: its tensors, in the order in which they are written.
-        sources: what they are made of; the first gives its tokenizer and its settings of generation too.
+        sources: what they are made of; the first gives its settings of generation too.
+        tokenizer: the model that gives its tokenizer; None: the first source.
     """
 
     config: Any
     outputs: Mapping[str, Output]
     sources: Sequence[Source]
+    tokenizer: Location | None = None
 
     @property
     def size(self) -> int:
@@ -85,7 +87,7 @@ def write(
         if len(shards) > 1:
             index = {"metadata": {"total_size": checkpoint.size}, "weight_map": weight_map}
             (place / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        _write_around(checkpoint.sources[0].location, place)
+        _write_around(checkpoint.sources[0].location, place, checkpoint.tokenizer)
 
 
 def write_model(model: Any, source: Source, out: Path) -> None:
@@ -127,8 +129,8 @@ def _write_shard(shard: Mapping[str, Output], file: Path) -> None:
     os.replace(unfinished, file)  # noqa: PTH105  (one step: it is the whole file, or is not there)
 
 
-def _write_around(source: Location, place: Path) -> None:
+def _write_around(source: Location, place: Path, tokenizer: Location | None = None) -> None:
     """What is beside the weights: settings of generation, and the tokenizer if there is one."""
     if (settings := source.file(GENERATION)) is not None:
         (place / GENERATION).write_bytes(settings.read_bytes())
-    save_tokenizer(source, place)
+    save_tokenizer(tokenizer or source, place)
