@@ -3,8 +3,11 @@
 import json
 import os
 import sys
+from functools import partial
 
 from vllm import LLM, SamplingParams
+
+from tests.engines.vllm.counting import modules_with_weights
 
 
 def main() -> None:
@@ -26,14 +29,10 @@ def main() -> None:
                 "log_probability": [answer.outputs[0].cumulative_logprob for answer in answers],
                 "kv_tokens": llm.llm_engine.vllm_config.cache_config.num_gpu_blocks
                 * llm.llm_engine.vllm_config.cache_config.block_size,
-                "parameters": llm.apply_model(unique_parameters) if asked["counts"] else None,
+                "modules": llm.apply_model(partial(modules_with_weights, depth=asked["depth"]))[0],
             }
         ).encode(),
     )
-
-
-def unique_parameters(model: object) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":
