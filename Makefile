@@ -43,6 +43,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/speculation.py --json $(FIGURES)/speculation.json
 	$(BIN)/python benchmarks/concurrency.py --json $(FIGURES)/concurrency.json
 	$(BIN)/python benchmarks/memory.py --json $(FIGURES)/memory.json
+	$(BIN)/python benchmarks/serving.py --json $(FIGURES)/serving.json
 	$(BIN)/python benchmarks/page.py $(FIGURES) docs/benchmarks.md
 
 clean:
