@@ -48,6 +48,7 @@ MODELS = {
     "gpt2": lambda: transformers.GPT2Config(vocab_size=320, n_embd=128, n_layer=4, n_head=4, n_positions=128),
 }
 REPEATED = "0:3,1:4"
+DAMPED = "0@0.5,1:3,1:4@0.5"
 SHARED = "0:3,1:4;kv=0_1_2_1_2_5"
 TWO_WORKERS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 
@@ -79,10 +80,10 @@ CASES = {
         "llama", REPEATED, {"pipeline_parallel_size": 2}, TWO_WORKERS, compiled=True
     ),
     "skipped-and-reversed": Case("llama", "3,0,2"),
-    "damped": Case("llama", "0:3,1:4@0.5"),
-    "damped-compiled": Case("llama", "0:3,1:4@0.5", compiled=True),
-    "damped-transformers-backend": Case("llama", "0:3,1:4@0.5", transformers_backend=True),
-    "gpt2-damped": Case("gpt2", "0:3,1:4@0.5"),
+    "damped": Case("llama", DAMPED),
+    "damped-compiled": Case("llama", DAMPED, compiled=True),
+    "damped-transformers-backend": Case("llama", DAMPED, transformers_backend=True),
+    "gpt2-damped": Case("gpt2", DAMPED),
     "windows": Case("gemma3", "0:2,1:4,0"),
 }
 

@@ -183,9 +183,9 @@ def _damp(layer: nn.Module, factor: float) -> None:
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs).arguments
-        entered, residual = given["hidden_states"], given.get("residual")
-        if residual is not None:
-            entered = entered + residual
+        hidden, residual = given["hidden_states"], given.get("residual")
+        # A copy in any case: vLLM's norms may write into the residual stream, which begins as this.
+        entered = hidden.clone() if residual is None else hidden + residual
         output = original.forward(self, *args, **kwargs)
         if has_residual:  # the next layer adds the two
             left, beside = output
