@@ -142,9 +142,13 @@ class _Sharing(BaseOffloader):  # type: ignore[misc]
         return list(self._stack.shared(modules_generator))
 
 
+def _attentions(module: nn.Module) -> list[Any]:
+    return [each for each in module.modules() if isinstance(each, AttentionLayerBase)]
+
+
 def _attends(module: nn.Module) -> bool:
     """Whether a slot of the KV cache, or another state, is a module's or of one in it."""
-    return any(isinstance(each, AttentionLayerBase) for each in module.modules())
+    return bool(_attentions(module))
 
 
 def _replace(held: Any, instead: dict[int, Any]) -> None:
@@ -152,10 +156,6 @@ def _replace(held: Any, instead: dict[int, Any]) -> None:
     for name, value in held.items():
         if id(value) in instead:
             held[name] = instead[id(value)]
-
-
-def _attentions(layer: nn.Module) -> list[Any]:
-    return [each for each in layer.modules() if isinstance(each, AttentionLayerBase)]
 
 
 def _read_from(layer: nn.Module, owner: nn.Module, visit: int, number: int) -> None:
