@@ -5,7 +5,8 @@ import torch
 import transformers
 
 from restack import ModelError
-from restack.llama import RestackLlamaForCausalLM
+from restack.llama import RestackLlamaConfig, RestackLlamaForCausalLM
+from restack.llama.families import relative
 from tests.llama.tiny import SIZES, tokens
 
 SCALED = {
@@ -82,6 +83,30 @@ def test_logits_are_those_of_the_familys_own_class(name, attention, tmp_path):
         assert torch.equal(
             ours(rows, attention_mask=mask).logits[1, 4:], their(rows, attention_mask=mask).logits[1, 4:]
         )
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "windows" not in name and name != "mistral"])
+def test_a_config_is_said_as_a_relatives_again(name, tmp_path):
+    their = theirs(name, tmp_path)
+    said = relative(RestackLlamaConfig.from_pretrained(tmp_path))
+    made = getattr(transformers, said.architectures[0])(said).eval()
+    made.load_state_dict(their.state_dict())
+    with torch.no_grad():
+        assert torch.equal(made(tokens(17)).logits, their(tokens(17)).logits)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attention_bias": True, "attention_out_bias": False, "mlp_bias": True},
+        {"attention_bias": False, "attention_out_bias": True},
+        {"qk_norm": True, "attention_bias": True, "attention_out_bias": False},
+        {"qk_norm": True, "mlp_bias": True},
+    ],
+)
+def test_a_config_that_no_relative_has(settings):
+    with pytest.raises(ModelError, match="no relative of Llama has biases, and norms"):
+        relative(RestackLlamaConfig(**SIZES, **settings))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import collections
 import shutil
 import subprocess
+import urllib.request
 
 import pytest
 import torch
@@ -221,7 +222,18 @@ def test_curl(server):
 
 
 def test_health_and_metrics(server):
+    asked = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    assert server.post("/v1/chat/completions", asked)[0] == 200
     assert '"status":"ok"' in server.get("/health")
     told = server.get("/metrics")
     assert "restack_answer_tokens_total" in told
     assert 'restack_requests_total{path="/v1/chat/completions",status="200"}' in told
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models"])
+def test_head_is_get_without_the_body(server, path):
+    request = urllib.request.Request(server.url + path, method="HEAD")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 200
+        assert answer.read() == b""
+        assert int(answer.headers["content-length"]) > 0

@@ -24,9 +24,9 @@ def options(arguments: dict[str, Any]) -> list[str]:
     """Keyword arguments of `vllm.LLM` as `vllm serve` takes them: the model first."""
     given = [arguments["model"]]
     for name, value in arguments.items():
-        option = f"--{name.replace('_', '-')}"
-        if value is True:
-            given.append(option)
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            given.append(f"--{option}" if value else f"--no-{option}")
         elif name != "model":
-            given += [option, json.dumps(value) if isinstance(value, dict) else value]
+            given += [f"--{option}", json.dumps(value) if isinstance(value, dict) else value]
     return given

@@ -1,8 +1,9 @@
-"""The configs of Llama's relatives, said as ours: Llama, Mistral, Qwen2, Qwen3."""
+"""The configs of Llama's relatives, said as ours, and ours as theirs: Llama, Mistral, Qwen2, Qwen3."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.mistral.configuration_mistral import MistralConfig
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
@@ -51,6 +52,34 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     theirs = of_kind(**{name: value for name, value in config.items() if name != "model_type"})
     found = {name: getattr(theirs, name) for name in SAME if hasattr(theirs, name)}
     return found | {"architectures": None} | unsaid(theirs)
+
+
+def relative(config: Any) -> Any:
+    """The config of the relative that has the same layers as a restack-llama, in the order of their storage.
+
+    Raises:
+        ModelError: none has.
+    """
+    if config.attention not in (None, "mha", "gqa", "mqa"):
+        raise ModelError(f"no relative of Llama has the attention {config.attention}")
+    if config.rope_parameters["rope_type"] not in (*ROPE_INIT_FUNCTIONS, "default"):
+        raise ModelError(
+            f"no relative of Llama has the rotary embedding {config.rope_parameters['rope_type']}"
+        )
+    out_bias = config.attention_bias if config.attention_out_bias is None else config.attention_out_bias
+    is_even = out_bias == config.attention_bias
+    if is_even and not config.qk_norm:
+        kind = "llama"
+    elif is_even and not config.mlp_bias:
+        kind = "qwen3"
+    elif config.attention_bias and not config.qk_norm and not config.mlp_bias:
+        kind = "qwen2"
+    else:
+        raise ModelError("no relative of Llama has biases, and norms of queries and keys, in these places")
+    of_kind, _ = FAMILIES[kind]
+    said = {name: getattr(config, name) for name in SAME if hasattr(config, name)}
+    architecture = of_kind.__name__.replace("Config", "ForCausalLM")
+    return of_kind(**said | {"architectures": [architecture], "sliding_window": None})
 
 
 def _all_slide(config: Any) -> list[str]:

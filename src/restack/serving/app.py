@@ -119,6 +119,8 @@ class _Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # of what is sent, uvicorn leaves the body out
 
         def count(status: int) -> None:
             route = getattr(scope.get("route"), "path", "(none)")  # not the path: they are without end

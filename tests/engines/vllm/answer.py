@@ -14,7 +14,7 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     llm = LLM(
         **asked["arguments"], dtype="float32", max_model_len=64, seed=0, skip_tokenizer_init=True,
-        enable_prefix_caching=False, disable_log_stats=True, **asked["options"],
+        disable_log_stats=True,
     )  # fmt: skip
     sampling = SamplingParams(
         temperature=0, max_tokens=asked["tokens"], logprobs=0, ignore_eos=True, detokenize=False

@@ -88,10 +88,6 @@ def test_the_transformers_backend(llama, tmp_path):
     ("spec", "message"),
     [
         ("0:2{o_proj:0.5},2:", r"visit 0 scales tensors of its layer.*convert full"),
-        (
-            "all;kv=3_1_2_3",
-            r"visit 0 reads the keys and values of visit 3, which runs after it.*restack serve",
-        ),
         ("all;kv=0_0_1_3", r"visit 2 reads .* of visit 1, which reads those of visit 0 .*name visit 0"),
     ],
 )
@@ -127,12 +123,72 @@ def test_layers_that_a_rule_sets(tmp_path):
         vllm_arguments(f"{tmp_path}@0:3,1:")
 
 
-def test_models_that_vllm_cannot_read(tmp_path):
+def test_owners_above_their_readers(llama):
+    assert vllm_arguments(f"{llama}@all;kv=3x4") == {
+        "model": llama,
+        "served_model_name": f"{llama}@all;kv=3x4",
+        "hf_overrides": {
+            "architectures": ["PlannedLlamaForCausalLM"],
+            "restack_plan": "0:4;kv=3x4",
+            "restack_layers": 4,
+            "restack_passes": 9,
+        },
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+    }
+
+
+def test_owners_above_their_readers_in_models_that_cannot(tmp_path):
+    config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=4, n_head=2)
+    config.architectures = ["GPT2LMHeadModel"]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(restack.ViewError, match=r"visit 0 .* of visit 3, which runs after it; views share"):
+        vllm_arguments(f"{tmp_path}@all;kv=3x4")
+
+
+@pytest.mark.parametrize("kind", ["RestackLlama", "LCKVLlama"])
+def test_our_models_are_their_relatives(tmp_path, kind):
+    made = getattr(restack.llama, f"{kind}Config")
+    made(**SETTINGS, kv_map="0_2_2_3", forward_passes=4).save_pretrained(tmp_path)
+    assert vllm_arguments(f"{tmp_path}@0:3,1:") == {
+        "model": str(tmp_path),
+        "served_model_name": f"{tmp_path}@0:3,1:",
+        "config_format": "restack",
+        "hf_overrides": {
+            "architectures": ["PlannedLlamaForCausalLM"],
+            "num_hidden_layers": 6,
+            "restack_plan": "0:3,1:4;kv=0_2x2_4x2_5",
+            "restack_layers": 4,
+            "restack_passes": 6,
+        },
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+    }
+
+
+def test_our_models_without_a_plan(tmp_path):
     restack.llama.RestackLlamaConfig(**SETTINGS).save_pretrained(tmp_path)
-    with pytest.raises(
-        restack.ModelError, match=r"is a restack-llama, which vLLM does not know.*convert full"
+    assert vllm_arguments(str(tmp_path)) == {
+        "model": str(tmp_path), "served_model_name": str(tmp_path), "config_format": "restack",
+    }  # fmt: skip
+    restack.llama.RestackLlamaConfig(**SETTINGS, force_nodiag=True).save_pretrained(tmp_path)
+    assert vllm_arguments(str(tmp_path))["hf_overrides"]["restack_force_nodiag"] is True
+
+
+def test_our_models_that_vllm_cannot_run(tmp_path):
+    restack.llama.RestackLlamaConfig(**SETTINGS, kv_map="0_2_2_3").save_pretrained(tmp_path)
+    with pytest.raises(restack.ViewError, match=r"keys and values of layer 1, for which .* has no weights"):
+        vllm_arguments(f"{tmp_path}@all;kv=1_1_2_3")
+    for settings, message in (
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+            "has the rotary embedding dynamic, which vLLM scales",
+        ),
+        ({"qk_norm": True, "mlp_bias": True}, "no relative of Llama has biases"),
     ):
-        vllm_arguments(str(tmp_path))
+        restack.llama.RestackLlamaConfig(**SETTINGS, **settings).save_pretrained(tmp_path)
+        with pytest.raises(restack.ModelError, match=message):
+            vllm_arguments(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from typing import Any
 from restack import recipes
 from restack.engines.vllm.versions import installed, unsupported
 from restack.errors import ModelError, UsageError, ViewError
+from restack.llama.families import relative
+from restack.llama.schedule import schedule
 from restack.plans import Plan, own_plan
 from restack.recipes.following import Found
 from restack.recipes.opening import build_empty
@@ -15,6 +17,11 @@ from restack.views.configuration import LayerSettings, reordered
 
 PREFIX = "Planned"  # of the classes that run plans; the rest is the name of vLLM's own
 PLAN, LAYERS = "restack_plan", "restack_layers"  # in the config: the plan, and of how many layers it is
+PASSES, NODIAG = "restack_passes", "restack_force_nodiag"  # as `iterate` has them, and restack-llama's config
+CONFIG_FORMAT = "restack"  # how vLLM is to read the configs of restack-llama and LCKV
+# Visits that do not see their own token: how often their layers run is not known when graphs are made; and a
+# text must not read keys and values of another that are computed in the same pass, as cached prefixes may be.
+PAST_ALONE = {"enforce_eager": True, "enable_prefix_caching": False}
 STORED = "store the weights (restack convert full) and serve the folder"
 
 
@@ -60,8 +67,14 @@ def vllm_arguments(
         arguments["trust_remote_code"] = True
     is_named = plan is None or plan.is_identity
     arguments["served_model_name"] = str(reference) if is_named else f"{reference}@{plan}"
-    if found.plan is not None and not found.plan.is_identity:
-        arguments["hf_overrides"] = _overrides(found, transformers_backend, trust_remote_code)
+    known, iteration = _as_vllm_knows_it(found)
+    if own_plan(found.config) is not None:
+        arguments["config_format"] = CONFIG_FORMAT
+    if (known.plan is not None and not known.plan.is_identity) or iteration:
+        overrides = _overrides(known, transformers_backend, trust_remote_code)
+        arguments["hf_overrides"] = overrides | iteration
+        if iteration:
+            arguments |= PAST_ALONE
     elif transformers_backend:
         arguments["model_impl"] = "transformers"
     return arguments
@@ -75,12 +88,45 @@ def _refuse_storage(found: Found) -> None:
     """
     if found.location.is_metas:
         raise ModelError(f"vLLM does not read Meta's files; restack convert meta {found.called} --out FOLDER")
-    if own_plan(found.config) is not None:
-        raise ModelError(f"{found.called} is a {found.config.model_type}, which vLLM does not know; {STORED}")
     if found.adapter is not None:
         raise ModelError(f"{found.called} has an adapter for each visit, which vLLM cannot load; {STORED}")
+    kind = found.config.rope_parameters["rope_type"] if own_plan(found.config) is not None else None
+    if kind in ("dynamic", "longrope"):
+        raise ModelError(
+            f"{found.called} has the rotary embedding {kind}, which vLLM scales for the longest text that "
+            "may come and not for the one at hand; restack serve runs this model"
+        )
     if found.location.subfolder and not found.location.is_local:
         raise ModelError(f"{found.called} is in a subfolder on the hub, where vLLM does not look; fetch it")
+
+
+def _as_vllm_knows_it(found: Found) -> tuple[Found, dict[str, Any]]:
+    """A restack-llama as the relative with the same layers, and its own plan before that of the spec.
+
+    Returns:
+        The model; and, where visits do not see their own token, what the config is to say of that.
+
+    Raises:
+        ModelError: the model has no such relative.
+        ViewError: its layers cannot run the plan.
+    """
+    house = found.ready().config  # a restack-llama too where visits read from above
+    own = own_plan(house)
+    if own is None:
+        return found, {}
+    plan = own if found.plan is None else own.then(found.plan)
+    if without := schedule(plan).layers_with_kv - schedule(own).layers_with_kv:
+        raise ViewError(
+            f"the plan reads keys and values of layer {min(without)}, for which {found.called} has no "
+            "weights; let those visits read others"
+        )
+    iteration: dict[str, Any] = {}
+    if any(owner > number for number, owner in enumerate(plan.owners)):
+        iteration[PASSES] = None if house.use_sequential else house.forward_passes + house.backward_passes
+    if house.force_nodiag:
+        iteration[NODIAG] = True
+    config = relative(house) if house is found.config else found.config
+    return replace(found, config=config, plan=plan), iteration
 
 
 def _overrides(found: Found, transformers_backend: bool, trust_remote_code: bool) -> dict[str, Any]:
@@ -109,17 +155,12 @@ def _refuse_plan(plan: Plan) -> None:
     """
     for number, visit in enumerate(plan.visits):
         owner = plan.owners[number]
-        if owner > number:
-            raise ViewError(
-                f"visit {number} reads the keys and values of visit {owner}, which runs after it; on vLLM "
-                "owners run before; restack serve runs this plan"
-            )
         if visit.scale:
             raise ViewError(f"visit {number} scales tensors of its layer, which vLLM shares; {STORED}")
         if visit.sliding:
             raise ViewError(
-                f"visit {number} reads keys and values through a window of its own (s), which vLLM has no "
-                "name for; write the KV map without s"
+                f"visit {number} reads keys and values through a window of its own (s), which vLLM cannot be "
+                "told; write a KV map without s, over a model without windows"
             )
         if plan.owners[owner] != owner:
             raise ViewError(

@@ -18,6 +18,8 @@ def register() -> None:
     if wrong := unsupported(vllm.__version__):
         init_logger(__name__).error("%s", wrong)
         return
+    from restack.engines.vllm import configuration  # noqa: F401  # its parser is registered
+
     for name in [name for name in ModelRegistry.models if not name.startswith(PREFIX)]:
         planned = PREFIX + name
         ModelRegistry.register_model(planned, f"restack.engines.vllm.models:{planned}")

@@ -6,8 +6,9 @@ the first of its layer is then given the first one's modules, but for the attent
 
 import inspect
 import re
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -18,9 +19,13 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.offloader import get_offloader, set_offloader
 from vllm.model_executor.offloader.base import BaseOffloader, NoopOffloader
 
-from restack.engines.vllm.arguments import LAYERS, PLAN, STORED
+from restack.engines.vllm.arguments import CONFIG_FORMAT, LAYERS, NODIAG, PASSES, PLAN, STORED
+from restack.engines.vllm.iteration import iterate
+from restack.engines.vllm.strictly_past import hide_own_token
+from restack.llama.schedule import Step, schedule
 from restack.plans import parse
 
+QKV = re.compile(r"(?<=\.self_attn\.)([qkv])_(proj|norm)(?=\.(?:weight|bias)$)")
 NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")  # of a layer, in the name of a tensor of a checkpoint
 
 
@@ -31,18 +36,35 @@ class Stack:
         """Nothing built yet; the plan is in the model's config.
 
         Raises:
-            ValueError: vLLM is to keep weights elsewhere than where they are used.
+            ValueError: vLLM is to keep weights elsewhere than where they are used, or to run what cannot be
+                in a graph in one.
         """
         config = vllm_config.model_config.hf_config
         self.plan = parse(getattr(config, PLAN), (getattr(config, LAYERS),))
+        self.schedule = schedule(self.plan, getattr(config, NODIAG, False))
+        self.passes = getattr(config, PASSES, None)
         group = get_pp_group()
         self.visits = range(*get_pp_indices(len(self.plan), group.rank_in_group, group.world_size))
         self.firsts: dict[int, int] = {}  # of each layer, its first visit here
         for visit in self.visits:
             self.firsts.setdefault(self.plan.visits[visit].layer, visit)
+        # Layers of a restack-llama have no weights for keys and values that nobody reads.
+        is_ours = vllm_config.model_config.config_format == CONFIG_FORMAT
+        self.unread = self.firsts.keys() - self.schedule.layers_with_kv if is_ours else frozenset()
+        self.kv_width = config.num_key_value_heads * config.head_dim if is_ours else 0
         self._by_name = vllm_config.compilation_config.static_forward_context
+        self._refuse(vllm_config)
+
+    def _refuse(self, vllm_config: Any) -> None:
         if not isinstance(get_offloader(), NoopOffloader):
             raise ValueError("restack: layers that visits share cannot be offloaded; leave the option out")
+        is_past = any(step.reading.strictly_past for step in self.schedule.steps)
+        is_eager = vllm_config.model_config.enforce_eager
+        if is_past and (not is_eager or vllm_config.cache_config.enable_prefix_caching):
+            raise ValueError(
+                "restack: visits that do not see their own token need --enforce-eager and "
+                "--no-enable-prefix-caching"
+            )
 
     @contextmanager
     def building(self) -> Iterator[None]:
@@ -84,6 +106,23 @@ class Stack:
                 _read_from(layer, here[owner], visit, owner)
             if self.plan.visits[visit].damp != 1:
                 _damp(layer, self.plan.visits[visit].damp)
+        for step in self.schedule.steps:
+            if step.number in here and step.reading.strictly_past:
+                for attention in _attentions(here[step.number]):
+                    hide_own_token(attention)
+        for group in self.schedule.groups:
+            if group.is_iterated and group.steps[0].number in here:
+                self._iterate(group.steps, here)
+
+    def _iterate(self, steps: Sequence[Step], here: dict[int, Any]) -> None:
+        """Have the layers of a group run as often as what some of them read ahead of its time needs."""
+        reader = next(step for step in steps if step.reads_ahead)
+        iterate(
+            [here[step.number] for step in steps],
+            _attentions(here[reader.number])[0],
+            [_attentions(here[step.number])[0] for step in steps if step.is_read_from_below],
+            self.passes,
+        )
 
     def renamed(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """A checkpoint's tensors, those of a layer named by its first visit; without those of none."""
@@ -92,7 +131,9 @@ class Stack:
             if number is None:
                 yield name, tensor
             elif (visit := self.firsts.get(int(number[0]))) is not None:
-                yield f"{name[: number.start()]}{visit}{name[number.end() :]}", tensor
+                name = f"{name[: number.start()]}{visit}{name[number.end() :]}"
+                is_unread = int(number[0]) in self.unread
+                yield from _with_unread(name, tensor, self.kv_width) if is_unread else [(name, tensor)]
 
     def _layers(self, model: nn.Module) -> nn.ModuleList:
         found = [
@@ -171,6 +212,17 @@ def _read_from(layer: nn.Module, owner: nn.Module, visit: int, number: int) -> N
         reader.impl.kv_sharing_target_layer_name = source.layer_name
 
 
+def _with_unread(name: str, tensor: torch.Tensor, kv_width: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor of a layer whose keys and values nobody reads; zeros for them follow upon that for queries."""
+    found = QKV.search(name)
+    if found is None or found[1] == "q":
+        yield name, tensor
+    if found is not None and found[1] == "q":
+        rows, letters = (kv_width, "kv") if found[2] == "proj" else (len(tensor), "k")
+        for letter in letters:
+            yield QKV.sub(rf"{letter}_\2", name), tensor.new_zeros(rows, *tensor.shape[1:])
+
+
 def _damp(layer: nn.Module, factor: float) -> None:
     """Scale what a layer adds to the hidden states: h + factor * (layer(h) - h)."""
     original: Any = type(layer)
@@ -181,6 +233,7 @@ def _damp(layer: nn.Module, factor: float) -> None:
         )
     has_residual = "residual" in signature.parameters
 
+    @wraps(original.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs).arguments
         hidden, residual = given["hidden_states"], given.get("residual")
