@@ -118,6 +118,8 @@ def test_settings_of_a_merge_are_honoured_or_refused(folders, tmp_path, capsys):
     assert recipes.open_tokenizer(based).chat_template.startswith("of b")
     assert main(["convert", "full", based, "-o", str(tmp_path / "made")]) == 0
     assert recipes.open_tokenizer(str(tmp_path / "made")).chat_template.startswith("of b")
+    assert main(["save", based, str(tmp_path / "saved"), "--weights", "full"]) == 0
+    assert recipes.open_tokenizer(str(tmp_path / "saved")).chat_template.startswith("of b")
     other = written(tmp_path / "other.yaml", ranges, tokenizer_source="union")
     assert restack.open(other).config.num_hidden_layers == 4  # the model itself needs none
     nested = written(tmp_path / "nested.yaml", [(out, 0, 2)])

@@ -7,6 +7,7 @@ from restack.cli.loading import Source
 from restack.cli.units import in_bytes
 from restack.errors import UsageError
 from restack.plans.pointing import counted
+from restack.recipes.merges import Merge
 
 
 def run(source: Source, folder: Path, weights: str) -> None:
@@ -23,8 +24,9 @@ def run(source: Source, folder: Path, weights: str) -> None:
             trust_remote_code=source.trust_remote_code,
         )
     else:
+        of_merge = Merge.of(source.reference).tokenizer_of if source.reference.is_merge else None
         _, model, _ = source.load()
-        recipes.save(model, folder, weights=weights)
+        recipes.save(model, folder, weights=weights, tokenizer=of_merge)
     print(
         f"{folder}: {_kinds(weights)} of {source.reference.model}, {counted(len(plan), 'visit')}, "
         f"{_size(folder)}"

@@ -63,7 +63,8 @@ def convert_full(
     checkpoint = _of_merge(parsed, dtype, hub) if parsed.is_merge else _of_model(parsed, dtype, hub)
     if checkpoint is None:
         model = recipes.open(reference, dtype=dtype, **hub)
-        return recipes.save(model, out, weights="full")
+        of_merge = Merge.of(parsed).tokenizer_of if parsed.is_merge else None
+        return recipes.save(model, out, weights="full", tokenizer=of_merge)
     job = {"convert": "full", "reference": reference, "dtype": dtype}
     write(checkpoint, Path(out), job, largest=largest, progress=progress)
     return Path(out)

@@ -25,7 +25,9 @@ MERGE = "mergekit_config.yml"  # as mergekit itself calls it, in what it makes
 LONGEST_MERGE = 3000  # characters; a longer one is left out, for a recipe to stay under 10 kB
 
 
-def save(model: Any, folder: str | Path, *, weights: str = "none") -> Path:
+def save(
+    model: Any, folder: str | Path, *, weights: str = "none", tokenizer: Reference | None = None
+) -> Path:
     """Save a view, so that `restack.open(folder)` gives it back.
 
     With `import restack`, so do transformers' `AutoModelForCausalLM`, `AutoConfig`, `AutoTokenizer` and
@@ -39,6 +41,8 @@ def save(model: Any, folder: str | Path, *, weights: str = "none") -> Path:
             checkpoint with the weights of every visit, which loads without Restack, unless the model is a
             restack-llama itself. A LoRA of peft on the visits is stored beside the plan, in peft's own files;
             with "full", each is merged into the weights of its visit.
+        tokenizer: the model whose tokenizer goes with the weights; None: the one that the model was loaded
+            from, of a merge the first.
 
     Returns:
         The folder.
@@ -63,8 +67,9 @@ def save(model: Any, folder: str | Path, *, weights: str = "none") -> Path:
             _save_full(model, plan, place, adapted)
         else:
             _write_recipe(place, plan, _kept(model, plan, location), adapted)
-        if weights != "none" and location is not None:
-            save_tokenizer(location, place / BASE if weights == "shared" else place)
+        lent = location if tokenizer is None else Location(tokenizer.location)
+        if weights != "none" and lent is not None:
+            save_tokenizer(lent, place / BASE if weights == "shared" else place)
         stored = "house" if weights == "full" and runs_plans(model) else weights
         _write_about(place, plan, location, stored, model.dtype, adapted is not None)
     return Path(folder)

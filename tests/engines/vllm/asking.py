@@ -45,7 +45,10 @@ MODELS = {
     ),
     "house": lambda: restack.llama.RestackLlamaConfig(**SIZES, qk_norm=True, kv_map="0_2_2_3"),
     "nodiag": lambda: restack.llama.RestackLlamaConfig(
-        **SIZES, attention_bias=True, attention_out_bias=False, force_nodiag=True
+        **SIZES, attention_bias=True, attention_out_bias=False, force_nodiag=True, kv_map="0_0_2_3"
+    ),
+    "sequential": lambda: restack.llama.RestackLlamaConfig(
+        **SIZES, kv_map="0_3_3_3", forward_passes=0, backward_passes=1, use_sequential=True
     ),
     "few-passes": lambda: restack.llama.RestackLlamaConfig(
         **SIZES, kv_map="3_3_3_3", forward_passes=2, backward_passes=1

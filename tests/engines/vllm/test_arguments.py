@@ -185,10 +185,17 @@ def test_our_models_that_vllm_cannot_run(tmp_path):
             "has the rotary embedding dynamic, which vLLM scales",
         ),
         ({"qk_norm": True, "mlp_bias": True}, "no relative of Llama has biases"),
+        ({"qk_norm": True, "attention_bias": True}, "has a bias behind its attention.*--transformers"),
+        (
+            {"attention_bias": True, "attention_out_bias": False, "head_dim": 32},
+            "has heads of 32.*--transformers",
+        ),
     ):
         restack.llama.RestackLlamaConfig(**SETTINGS, **settings).save_pretrained(tmp_path)
         with pytest.raises(restack.ModelError, match=message):
             vllm_arguments(str(tmp_path))
+        if "--transformers" in message:
+            assert vllm_arguments(str(tmp_path), transformers_backend=True)["model_impl"] == "transformers"
 
 
 @pytest.mark.parametrize(
@@ -217,6 +224,11 @@ def test_the_command_prints_what_a_shell_reads(llama, capsys):
     assert given[:3] == [llama, "--served-model-name", f"{llama}@0:3,1:4@0.5"]
     assert given[3] == "--hf-overrides"
     assert json.loads(given[4])["restack_plan"] == "0:3,1:4@0.5"
+
+
+def test_the_command_prints_switches(llama, capsys):
+    assert main(["vllm-args", f"{llama}@all;kv=3x4"]) == 0
+    assert shlex.split(capsys.readouterr().out)[-2:] == ["--enforce-eager", "--no-enable-prefix-caching"]
 
 
 def test_the_command_prints_json(llama, capsys):

@@ -68,6 +68,8 @@ def vllm_arguments(
     is_named = plan is None or plan.is_identity
     arguments["served_model_name"] = str(reference) if is_named else f"{reference}@{plan}"
     known, iteration = _as_vllm_knows_it(found)
+    if known.config is not found.config and not transformers_backend:
+        _refuse_relative(known)
     if own_plan(found.config) is not None:
         arguments["config_format"] = CONFIG_FORMAT
     if (known.plan is not None and not known.plan.is_identity) or iteration:
@@ -127,6 +129,22 @@ def _as_vllm_knows_it(found: Found) -> tuple[Found, dict[str, Any]]:
         iteration[NODIAG] = True
     config = relative(house) if house is found.config else found.config
     return replace(found, config=config, plan=plan), iteration
+
+
+def _refuse_relative(found: Found) -> None:
+    """Refuse a restack-llama as one of the relatives that vLLM's own classes make otherwise.
+
+    Raises:
+        ModelError: so it is.
+    """
+    config = found.config
+    if config.model_type == "qwen3" and config.attention_bias:
+        wrong = "a bias behind its attention, where vLLM's Qwen 3 has none"
+    elif config.model_type == "qwen2" and config.head_dim * config.num_attention_heads != config.hidden_size:
+        wrong = f"heads of {config.head_dim}, where those of vLLM's Qwen 2 are parts of the width"
+    else:
+        return
+    raise ModelError(f"{found.called} has {wrong}; run transformers' class of it (--transformers)")
 
 
 def _overrides(found: Found, transformers_backend: bool, trust_remote_code: bool) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from vllm.transformers_utils.config_parser_base import ConfigParserBase
 
 from restack.engines.vllm.arguments import CONFIG_FORMAT
 from restack.llama.families import relative
+from restack.plans import own_plan
 
 
 @register_config_parser(CONFIG_FORMAT)
 class RestackConfigParser(ConfigParserBase):  # type: ignore[misc]
-    """Reads them as the config of the Hugging Face family that has the same layers."""
+    """Reads them as the config of the Hugging Face family that has the same layers; others as they are."""
 
     def parse(
         self,
@@ -28,5 +29,7 @@ class RestackConfigParser(ConfigParserBase):  # type: ignore[misc]
         Raises:
             ModelError: no family has such layers.
         """
-        config = relative(AutoConfig.from_pretrained(model, revision=revision))
+        config = AutoConfig.from_pretrained(model, revision=revision, token=kwargs.get("token"))
+        if own_plan(config) is not None:
+            config = relative(config)
         return config.to_dict(), config

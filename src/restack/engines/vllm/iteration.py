@@ -25,15 +25,7 @@ def iterate(layers: Sequence[nn.Module], reader: Any, owners: Sequence[Any], mos
         reader: an attention in them that reads what is computed above it.
         owners: the attentions in them whose keys and values are read from below.
         most: passes over a prompt; None: as many as tokens, which is exact.
-
-    Raises:
-        ValueError: the attention's backend writes keys and values only as it attends.
     """
-    if any(owner.attn_backend.forward_includes_kv_cache_update for owner in owners):
-        raise ValueError(
-            f"restack: {owners[0].attn_backend.get_name()} cannot forget keys and values, and this plan "
-            "reads some before they are computed; use another --attention-backend"
-        )
     first: Any = layers[0]
     original: Any = type(first)
     runs = [(layer, type(layer).forward) for layer in layers]

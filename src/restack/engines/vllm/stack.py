@@ -20,6 +20,7 @@ from vllm.model_executor.offloader import get_offloader, set_offloader
 from vllm.model_executor.offloader.base import BaseOffloader, NoopOffloader
 
 from restack.engines.vllm.arguments import CONFIG_FORMAT, LAYERS, NODIAG, PASSES, PLAN, STORED
+from restack.engines.vllm.engine_options import refuse_options
 from restack.engines.vllm.iteration import iterate
 from restack.engines.vllm.strictly_past import hide_own_token
 from restack.llama.schedule import Step, schedule
@@ -36,8 +37,8 @@ class Stack:
         """Nothing built yet; the plan is in the model's config.
 
         Raises:
-            ValueError: vLLM is to keep weights elsewhere than where they are used, or to run what cannot be
-                in a graph in one.
+            ValueError: vLLM is to keep weights elsewhere than where they are used, or to do what else does
+                not go with the plan.
         """
         config = vllm_config.model_config.hf_config
         self.plan = parse(getattr(config, PLAN), (getattr(config, LAYERS),))
@@ -53,18 +54,9 @@ class Stack:
         self.unread = self.firsts.keys() - self.schedule.layers_with_kv if is_ours else frozenset()
         self.kv_width = config.num_key_value_heads * config.head_dim if is_ours else 0
         self._by_name = vllm_config.compilation_config.static_forward_context
-        self._refuse(vllm_config)
-
-    def _refuse(self, vllm_config: Any) -> None:
+        refuse_options(vllm_config, self.schedule)
         if not isinstance(get_offloader(), NoopOffloader):
             raise ValueError("restack: layers that visits share cannot be offloaded; leave the option out")
-        is_past = any(step.reading.strictly_past for step in self.schedule.steps)
-        is_eager = vllm_config.model_config.enforce_eager
-        if is_past and (not is_eager or vllm_config.cache_config.enable_prefix_caching):
-            raise ValueError(
-                "restack: visits that do not see their own token need --enforce-eager and "
-                "--no-enable-prefix-caching"
-            )
 
     @contextmanager
     def building(self) -> Iterator[None]:
@@ -101,7 +93,7 @@ class Stack:
                 if owner not in here:
                     raise ValueError(
                         f"restack: visit {visit} reads the keys and values of visit {owner}, which is on "
-                        "another pipeline stage; use another --pipeline-parallel-size"
+                        "another pipeline stage; use another --pipeline-parallel-size, or 1"
                     )
                 _read_from(layer, here[owner], visit, owner)
             if self.plan.visits[visit].damp != 1:

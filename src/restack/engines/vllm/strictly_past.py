@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 from vllm.model_executor.layers.attention.attention import get_attention_context
-from vllm.v1.attention.backend import AttentionCGSupport, subclass_attention_backend
+from vllm.v1.attention.backend import subclass_attention_backend
+
+# Whose kernels take what a token sees from the lengths alone, all of it from the KV cache, and in which keys
+# and values are written before attention and apart from it. FlashInfer's prefill and ROCm's own do otherwise.
+BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "FLEX_ATTENTION")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,16 @@ class Batch:
 
 
 def hide_own_token(attention: Any) -> None:
-    """Have an attention of vLLM's see only what is before each token; the first one's output is 0."""
+    """Have an attention of vLLM's see only what is before each token; the first one's output is 0.
+
+    Raises:
+        ValueError: its backend cannot.
+    """
+    if (name := attention.attn_backend.get_name()) not in BACKENDS:
+        raise ValueError(
+            f"restack: {name} cannot hide a token's own keys and values, as this plan asks; use "
+            f"--attention-backend {' or '.join(BACKENDS[1:])}"
+        )
     attention.attn_backend = _backend(attention.attn_backend)
     original = type(attention)
 
@@ -55,14 +68,8 @@ def _backend(original: Any) -> Any:
     builder: Any = original.get_builder_cls()
 
     class Builder(builder):  # type: ignore[misc]
-        @classmethod
-        def get_cudagraph_support(cls, *args: Any) -> AttentionCGSupport:
-            return AttentionCGSupport.NEVER
-
-        def use_cascade_attention(self, *args: Any, **kwargs: Any) -> bool:
-            return False  # or its part that all sequences begin with would be seen whole
-
-        def build(self, common_prefix_len: int, common: Any, fast_build: bool = False) -> Any:
+        def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
+            common = common_attn_metadata
             upper_bound = common.seq_lens_cpu_upper_bound
             shorter = common.replace(
                 seq_lens=common.seq_lens - 1,
