@@ -182,6 +182,7 @@ def test_the_error_of_the_design() -> None:
         ("0:8;", ";", "only a KV map may follow", ";kv=0_0_2_2"),
         ("0:8;kv", ";", "only a KV map may follow", ";kv=0_0_2_2"),
         ("0:2;kv=", "", "a visit's number should stand here", "0_1_1_3s"),
+        ("0:2;kv=cla2", "c", "a visit's number should stand here", "a map by its name goes into --kv"),
         ("0:2;kv=0", "", "the map ends after 1 of the plan's 2 visits", "one entry a visit"),
         ("0:2;kv=0_1_1", "1", "more entries than the plan's 2 visits", "one entry a visit"),
         ("0:2;kv=0_2", "2", "owner 2 is past the plan's 2 visits", "0 to 1"),

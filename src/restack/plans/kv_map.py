@@ -33,7 +33,9 @@ def read(text: str, plan: Plan, start: int = 0) -> Plan:
     while True:
         found = ENTRY.match(text, at)
         if not found:
-            raise error_at(text, at, at + 1, "a visit's number should stand here", REMEDY)
+            is_name = text[at : at + 1].isalpha() and not entries
+            remedy = f"{REMEDY}; a map by its name goes into --kv (kv= in Python)" if is_name else REMEDY
+            raise error_at(text, at, at + 1, "a visit's number should stand here", remedy)
         owner = number_at(text, *found.span(1))
         times = number_at(text, *found.span(3)) if found[3] else 1
         if owner >= visits:

@@ -100,7 +100,7 @@ def test_a_window_of_its_own(tmp_path):
     config = transformers.MistralConfig(**SETTINGS, sliding_window=8)
     config.architectures = ["MistralForCausalLM"]
     config.save_pretrained(tmp_path)
-    with pytest.raises(restack.ViewError, match=r"visit 1 reads .* through a window of its own"):
+    with pytest.raises(restack.ViewError, match=r"visit 1 reads .* through a window"):
         vllm_arguments(f"{tmp_path}@all;kv=0_0s_2_3")
 
 
@@ -173,6 +173,21 @@ def test_our_models_without_a_plan(tmp_path):
     }  # fmt: skip
     restack.llama.RestackLlamaConfig(**SETTINGS, force_nodiag=True).save_pretrained(tmp_path)
     assert vllm_arguments(str(tmp_path))["hf_overrides"]["restack_force_nodiag"] is True
+
+
+@pytest.mark.parametrize("named", ["LlamaForCausalLM", ["A", "B"], [7]])
+def test_architectures_that_name_no_class(tmp_path, named):
+    folder = saved_llama(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": named}))
+    with pytest.raises(restack.ModelError, match=r"^architectures of .* write a list of one class's name$"):
+        vllm_arguments(f"{folder}@0:3")
+
+
+def test_packed_weights(llama, tmp_path):
+    restack.save(restack.quantize(restack.open(llama), "int8"), tmp_path / "packed", weights="full")
+    with pytest.raises(restack.ModelError, match="as Restack packs them, which vLLM does not read"):
+        vllm_arguments(str(tmp_path / "packed"))
 
 
 def test_our_models_that_vllm_cannot_run(tmp_path):

@@ -10,6 +10,7 @@ from restack.errors import ModelError, UsageError, ViewError
 from restack.llama.families import relative
 from restack.llama.schedule import schedule
 from restack.plans import Plan, own_plan
+from restack.plans.pointing import shown
 from restack.recipes.following import Found
 from restack.recipes.opening import build_empty
 from restack.views.anatomy import anatomy
@@ -92,6 +93,11 @@ def _refuse_storage(found: Found) -> None:
         raise ModelError(f"vLLM does not read Meta's files; restack convert meta {found.called} --out FOLDER")
     if found.adapter is not None:
         raise ModelError(f"{found.called} has an adapter for each visit, which vLLM cannot load; {STORED}")
+    if _is_packed(found.config):
+        raise ModelError(
+            f"{found.called} has weights as Restack packs them, which vLLM does not read; serve the model "
+            "that it was made of, or restack serve this one"
+        )
     kind = found.config.rope_parameters["rope_type"] if own_plan(found.config) is not None else None
     if kind in ("dynamic", "longrope"):
         raise ModelError(
@@ -100,6 +106,13 @@ def _refuse_storage(found: Found) -> None:
         )
     if found.location.subfolder and not found.location.is_local:
         raise ModelError(f"{found.called} is in a subfolder on the hub, where vLLM does not look; fetch it")
+
+
+def _is_packed(config: Any) -> bool:
+    """Whether a config is of weights that `restack.quantize` has packed."""
+    said = getattr(config, "quantization_config", None)
+    method = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
+    return bool(method == "restack")
 
 
 def _as_vllm_knows_it(found: Found) -> tuple[Found, dict[str, Any]]:
@@ -127,7 +140,12 @@ def _as_vllm_knows_it(found: Found) -> tuple[Found, dict[str, Any]]:
         iteration[PASSES] = None if house.use_sequential else house.forward_passes + house.backward_passes
     if house.force_nodiag:
         iteration[NODIAG] = True
-    config = relative(house) if house is found.config else found.config
+    config = found.config
+    if house is config:
+        try:
+            config = relative(house)
+        except ModelError as error:
+            raise ModelError(f"{found.called}: {error}, and vLLM runs those; restack serve runs it") from None
     return replace(found, config=config, plan=plan), iteration
 
 
@@ -153,7 +171,7 @@ def _overrides(found: Found, transformers_backend: bool, trust_remote_code: bool
     assert plan is not None
     _refuse_plan(plan)
     settings = _settings(found, plan, trust_remote_code)
-    (architecture,) = config.architectures or ("TransformersForCausalLM",)
+    architecture = _architecture(found)
     if transformers_backend:
         is_mixture = any("experts" in name and type(value) is int for name, value in vars(config).items())
         architecture = "TransformersMoEForCausalLM" if is_mixture else "TransformersForCausalLM"
@@ -163,6 +181,20 @@ def _overrides(found: Found, transformers_backend: bool, trust_remote_code: bool
         PLAN: str(plan),
         LAYERS: plan.depths[0],
     }
+
+
+def _architecture(found: Found) -> str:
+    """The class that the config names.
+
+    Raises:
+        ModelError: it names none that can be.
+    """
+    named = found.config.architectures or ["TransformersForCausalLM"]
+    if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
+        raise ModelError(
+            f"architectures of {found.called} is {shown(named)}; write a list of one class's name"
+        )
+    return named[0]
 
 
 def _refuse_plan(plan: Plan) -> None:
@@ -177,8 +209,8 @@ def _refuse_plan(plan: Plan) -> None:
             raise ViewError(f"visit {number} scales tensors of its layer, which vLLM shares; {STORED}")
         if visit.sliding:
             raise ViewError(
-                f"visit {number} reads keys and values through a window of its own (s), which vLLM cannot be "
-                "told; write a KV map without s, over a model without windows"
+                f"visit {number} reads keys and values through a window (s in the KV map, or its layer's), "
+                "which vLLM cannot be told; write a map without s, over a model without windows"
             )
         if plan.owners[owner] != owner:
             raise ViewError(
