@@ -5,10 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from restack import recipes
+from restack.engines.vllm.relatives import as_relative
 from restack.engines.vllm.versions import installed, unsupported
 from restack.errors import ModelError, UsageError, ViewError
-from restack.llama.families import relative
-from restack.llama.schedule import schedule
 from restack.plans import Plan, own_plan
 from restack.plans.pointing import shown
 from restack.recipes.following import Found
@@ -18,7 +17,6 @@ from restack.views.configuration import LayerSettings, reordered
 
 PREFIX = "Planned"  # of the classes that run plans; the rest is the name of vLLM's own
 PLAN, LAYERS = "restack_plan", "restack_layers"  # in the config: the plan, and of how many layers it is
-PASSES, NODIAG = "restack_passes", "restack_force_nodiag"  # as `iterate` has them, and restack-llama's config
 CONFIG_FORMAT = "restack"  # how vLLM is to read the configs of restack-llama and LCKV
 # Visits that do not see their own token: how often their layers run is not known when graphs are made; and a
 # text must not read keys and values of another that are computed in the same pass, as cached prefixes may be.
@@ -68,9 +66,7 @@ def vllm_arguments(
         arguments["trust_remote_code"] = True
     is_named = plan is None or plan.is_identity
     arguments["served_model_name"] = str(reference) if is_named else f"{reference}@{plan}"
-    known, iteration = _as_vllm_knows_it(found)
-    if known.config is not found.config and not transformers_backend:
-        _refuse_relative(known)
+    known, iteration = as_relative(found, transformers_backend)
     if own_plan(found.config) is not None:
         arguments["config_format"] = CONFIG_FORMAT
     if (known.plan is not None and not known.plan.is_identity) or iteration:
@@ -98,12 +94,6 @@ def _refuse_storage(found: Found) -> None:
             f"{found.called} has weights as Restack packs them, which vLLM does not read; serve the model "
             "that it was made of, or restack serve this one"
         )
-    kind = found.config.rope_parameters["rope_type"] if own_plan(found.config) is not None else None
-    if kind in ("dynamic", "longrope"):
-        raise ModelError(
-            f"{found.called} has the rotary embedding {kind}, which vLLM scales for the longest text that "
-            "may come and not for the one at hand; restack serve runs this model"
-        )
     if found.location.subfolder and not found.location.is_local:
         raise ModelError(f"{found.called} is in a subfolder on the hub, where vLLM does not look; fetch it")
 
@@ -113,56 +103,6 @@ def _is_packed(config: Any) -> bool:
     said = getattr(config, "quantization_config", None)
     method = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
     return bool(method == "restack")
-
-
-def _as_vllm_knows_it(found: Found) -> tuple[Found, dict[str, Any]]:
-    """A restack-llama as the relative with the same layers, and its own plan before that of the spec.
-
-    Returns:
-        The model; and, where visits do not see their own token, what the config is to say of that.
-
-    Raises:
-        ModelError: the model has no such relative.
-        ViewError: its layers cannot run the plan.
-    """
-    house = found.ready().config  # a restack-llama too where visits read from above
-    own = own_plan(house)
-    if own is None:
-        return found, {}
-    plan = own if found.plan is None else own.then(found.plan)
-    if without := schedule(plan).layers_with_kv - schedule(own).layers_with_kv:
-        raise ViewError(
-            f"the plan reads keys and values of layer {min(without)}, for which {found.called} has no "
-            "weights; let those visits read others"
-        )
-    iteration: dict[str, Any] = {}
-    if any(owner > number for number, owner in enumerate(plan.owners)):
-        iteration[PASSES] = None if house.use_sequential else house.forward_passes + house.backward_passes
-    if house.force_nodiag:
-        iteration[NODIAG] = True
-    config = found.config
-    if house is config:
-        try:
-            config = relative(house)
-        except ModelError as error:
-            raise ModelError(f"{found.called}: {error}, and vLLM runs those; restack serve runs it") from None
-    return replace(found, config=config, plan=plan), iteration
-
-
-def _refuse_relative(found: Found) -> None:
-    """Refuse a restack-llama as one of the relatives that vLLM's own classes make otherwise.
-
-    Raises:
-        ModelError: so it is.
-    """
-    config = found.config
-    if config.model_type == "qwen3" and config.attention_bias:
-        wrong = "a bias behind its attention, where vLLM's Qwen 3 has none"
-    elif config.model_type == "qwen2" and config.head_dim * config.num_attention_heads != config.hidden_size:
-        wrong = f"heads of {config.head_dim}, where those of vLLM's Qwen 2 are parts of the width"
-    else:
-        return
-    raise ModelError(f"{found.called} has {wrong}; run transformers' class of it (--transformers)")
 
 
 def _overrides(found: Found, transformers_backend: bool, trust_remote_code: bool) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.offloader import get_offloader, set_offloader
 from vllm.model_executor.offloader.base import BaseOffloader, NoopOffloader
 
-from restack.engines.vllm.arguments import CONFIG_FORMAT, LAYERS, NODIAG, PASSES, PLAN, STORED
+from restack.engines.vllm.arguments import CONFIG_FORMAT, LAYERS, PLAN, STORED
 from restack.engines.vllm.engine_options import refuse_options
 from restack.engines.vllm.iteration import iterate
+from restack.engines.vllm.relatives import NODIAG, PASSES
 from restack.engines.vllm.strictly_past import hide_own_token
 from restack.llama.schedule import Step, schedule
 from restack.plans import parse
