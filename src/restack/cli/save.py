@@ -7,7 +7,7 @@ from restack.cli.loading import Source
 from restack.cli.units import in_bytes
 from restack.errors import UsageError
 from restack.plans.pointing import counted
-from restack.recipes.merges import Merge
+from restack.recipes.merges import lender_of_tokenizer
 
 
 def run(source: Source, folder: Path, weights: str) -> None:
@@ -24,9 +24,9 @@ def run(source: Source, folder: Path, weights: str) -> None:
             trust_remote_code=source.trust_remote_code,
         )
     else:
-        of_merge = Merge.of(source.reference).tokenizer_of if source.reference.is_merge else None
+        tokenizer = lender_of_tokenizer(source.reference)
         _, model, _ = source.load()
-        recipes.save(model, folder, weights=weights, tokenizer=of_merge)
+        recipes.save(model, folder, weights=weights, tokenizer=tokenizer)
     print(
         f"{folder}: {_kinds(weights)} of {source.reference.model}, {counted(len(plan), 'visit')}, "
         f"{_size(folder)}"

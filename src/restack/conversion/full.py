@@ -16,7 +16,7 @@ from restack.conversion.writing import LARGEST_SHARD, Checkpoint, Progress, writ
 from restack.plans import Plan, own_plan, plan
 from restack.plans.value import Visit
 from restack.recipes.location import Location
-from restack.recipes.merges import Merge
+from restack.recipes.merges import Merge, lender_of_tokenizer
 from restack.recipes.opening import build_empty, dtype_named
 from restack.recipes.own_weights import DTYPES
 from restack.views import scaling
@@ -63,8 +63,7 @@ def convert_full(
     checkpoint = _of_merge(parsed, dtype, hub) if parsed.is_merge else _of_model(parsed, dtype, hub)
     if checkpoint is None:
         model = recipes.open(reference, dtype=dtype, **hub)
-        of_merge = Merge.of(parsed).tokenizer_of if parsed.is_merge else None
-        return recipes.save(model, out, weights="full", tokenizer=of_merge)
+        return recipes.save(model, out, weights="full", tokenizer=lender_of_tokenizer(parsed))
     job = {"convert": "full", "reference": reference, "dtype": dtype}
     write(checkpoint, Path(out), job, largest=largest, progress=progress)
     return Path(out)

@@ -12,6 +12,15 @@ from restack.recipes.reference import Reference
 MAKING_TOKENIZERS = ("tokenizer", "tokenizer_source", "chat_template")
 
 
+def lender_of_tokenizer(reference: Reference) -> Reference | None:
+    """The model whose tokenizer a reference to a merge has; None where it names no merge.
+
+    Raises:
+        PlanError, ModelError: as `Merge.of` and `Merge.tokenizer_of`.
+    """
+    return Merge.of(reference).tokenizer_of if reference.is_merge else None
+
+
 @dataclass(frozen=True, slots=True)
 class Merge:
     """A passthrough merge that is not made: a view of its models runs it."""

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 import restack
 from restack import demo
+from restack.plans import own_plan
 from tests.engines.vllm.asking import PROMPTS, SIZES, TOKENS, TWO_WORKERS, Case, ask, ask_server, stored
 from tests.llama.reference import Settings, Visit, token_by_token
 
@@ -51,9 +52,7 @@ def test_answers_are_those_of_one_token_after_the_other(name, shelf):
 
 def meant(model, plan):
     """The weights and visits that a plan means, as the reference has them."""
-    own = (
-        model.config.whole_plan if hasattr(model.config, "whole_plan") else restack.plan("all", model.config)
-    )
+    own = own_plan(model.config) or restack.plan("all", model.config)
     plan = own.then(restack.plan(plan, len(own)))
     visits = zip(plan.visits, plan.owners, strict=True)
     settings = Settings(

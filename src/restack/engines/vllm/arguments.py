@@ -12,6 +12,7 @@ from restack.plans import Plan, own_plan
 from restack.plans.pointing import shown
 from restack.recipes.following import Found
 from restack.recipes.opening import build_empty
+from restack.runtime.packed.quantizer import METHOD
 from restack.views.anatomy import anatomy
 from restack.views.configuration import LayerSettings, reordered
 
@@ -102,7 +103,7 @@ def _is_packed(config: Any) -> bool:
     """Whether a config is of weights that `restack.quantize` has packed."""
     said = getattr(config, "quantization_config", None)
     method = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
-    return bool(method == "restack")
+    return bool(method == METHOD)
 
 
 def _overrides(found: Found, transformers_backend: bool, trust_remote_code: bool) -> dict[str, Any]:
