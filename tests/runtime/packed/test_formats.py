@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from restack.runtime.native import Matrix, compiling, functions
 from restack.runtime.packed import torch_kernels
-from restack.runtime.packed.formats import Packed, group_of, pack
-from restack.runtime.packed.linear import PackedLinear
+from restack.runtime.packed.formats import Packed, group_of, numbers, pack
+from restack.runtime.packed.linear import FEW, PackedLinear
 
 SHAPES = [(64, 64), (37, 96), (128, 256), (5, 2816), (70, 1056)]
 
@@ -149,7 +150,76 @@ def test_without_a_compiler_torchs_kernels_do_the_same(monkeypatch, shape, bits,
     exact = x.double() @ layer.packed.unpacked().double().T + 1
     close = 1e-5 if dtype == torch.float32 else 2e-2
     assert ((layer(x).double() - exact).abs().max() / exact.abs().max()) < close
-    assert (layer._for_torch is None) == (bits == 8 or shape[0] % torch_kernels.HEIGHT > 0)
+    assert (layer.for_torch is None) == (bits == 8 or shape[0] % torch_kernels.HEIGHT > 0)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_many_rows_in_bfloat16_are_multiplied_as_the_processor_can(monkeypatch, bits, has_instructions):
+    monkeypatch.setattr(torch_kernels, "multiplies_bfloat16", lambda: has_instructions)
+    shape, bias = (70, 256), torch.ones(70, dtype=torch.bfloat16)
+    layer = PackedLinear.of(weights(*shape).bfloat16(), nn.Parameter(bias), bits)
+    x = torch.randn(2, FEW + 1, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found, exact = layer(x), x.double() @ layer.packed.unpacked().double().T + 1
+    assert found.dtype == torch.bfloat16
+    if not has_instructions:  # rounded once, at the end
+        assert torch.equal(found, F.linear(x.float(), layer.unpacked(torch.float32), bias.float()).bfloat16())
+    assert ((found.double() - exact).abs().max() / exact.abs().max()) < 2e-2
+
+
+class TestOnGPUs:
+    """What is computed there, here: torch's kernel of 4 bits in the words of its makers (torchao 0.18, the
+    tensor subclass `Int4TilePackedTo4dTensor`): of two weights a byte has the first in its upper half, and a
+    weight is (q - 8) * scale + zero, with scales and zeros of shape (groups, outputs, 2)."""
+
+    @pytest.fixture
+    def kernel_of_gpu(self, monkeypatch):
+        def laid_out(pairs, tiles):
+            assert pairs.dtype == torch.uint8 and pairs.is_contiguous()
+            assert pairs.shape[0] % 8 == 0 and (2 * pairs.shape[1]) % (tiles * 16) == 0
+            return torch.stack([pairs >> 4, pairs & 15], dim=2).flatten(1)
+
+        def multiplied(x, q, group, by):
+            assert x.dtype == by.dtype == torch.bfloat16 and q.shape[1] == group * len(by)
+            scales, zeros = by.float().repeat_interleave(group, dim=0).unbind(2)
+            return (x.float() @ ((q.float() - 8) * scales.T + zeros.T).T).bfloat16()
+
+        monkeypatch.setattr(torch.ops.aten, "_convert_weight_to_int4pack", laid_out)
+        monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm", multiplied)
+        return multiplied
+
+    @pytest.mark.parametrize("shape", [(64, 64), (16, 2816), (8, 1056)])
+    def test_weights_of_4_bits_are_laid_out_for_the_kernel(self, kernel_of_gpu, shape):
+        packed = pack(weights(*shape), group_of(shape[1]))
+        for_torch = prepared_on_gpu(packed)
+        x = torch.randn(3, shape[1], generator=torch.Generator().manual_seed(1)).half()
+        found = torch_kernels._int4_product_on_gpu(x, for_torch, packed)
+        exact = x.double() @ packed.unpacked().double().T
+        assert found.dtype == torch.float16
+        assert ((found.double() - exact).abs().max() / exact.abs().max()) < 2e-2
+
+    def test_a_height_that_the_kernel_cannot_take_is_left(self, kernel_of_gpu):
+        assert prepared_on_gpu(pack(weights(60, 64), 64)) is None
+
+    def test_a_kernel_that_computes_something_else_is_left(self, kernel_of_gpu, monkeypatch):
+        other = lambda x, q, group, by: kernel_of_gpu(x, q.flip(1), group, by)  # noqa: E731
+        monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm", other)
+        assert prepared_on_gpu(pack(weights(64, 128), 64)) is None
+
+    def test_a_gpu_without_the_kernel_is_no_error(self):
+        """As this machine is one."""
+        assert prepared_on_gpu(pack(weights(64, 128), 64)) is None
+
+    def test_weights_of_8_bits(self):
+        packed = pack(weights(37, 96), None)
+        x = torch.randn(3, 96, generator=torch.Generator().manual_seed(1))
+        found = torch_kernels._int8_product_on_gpu(x, packed)
+        torch.testing.assert_close(found, x @ packed.unpacked().T, rtol=1e-4, atol=1e-4)
+
+
+def prepared_on_gpu(packed: Packed):
+    by = torch.stack([packed.scales.T, packed.zeros.T], dim=2).contiguous()
+    return torch_kernels._prepared_on_gpu(packed, numbers(packed.weight), by)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 import restack
 from restack.errors import ModelError, UsageError
 from restack.runtime.packed import PackedConfig, PackedLinear
+from restack.views.cost import own_bytes
 from tests.views.architectures import ARCHITECTURES, BY_NAME, LLAMA
 from tests.views.pairs import ORDER, PROMPT, greedy, logits
 
@@ -67,6 +68,14 @@ def test_views_share_the_packed_weights(name, format):
     whole = restack.materialise(base, ORDER)
     assert torch.equal(logits(view), logits(whole))
     assert torch.equal(greedy(view), greedy(whole))
+
+
+def test_views_share_what_torchs_own_kernels_read(monkeypatch):
+    monkeypatch.setattr("restack.runtime.packed.linear.kernel", lambda: None)
+    base = restack.quantize(LLAMA.model(**WIDE), "int4")
+    assert all(layer.for_torch is not None for layer in layers_of(base).values() if layer.out_features == 64)
+    assert own_bytes(restack.view(base, "0:3,1:4"), base) == 0
+    assert not [name for name in base.state_dict() if name.rpartition(".")[2].startswith("_")]
 
 
 @pytest.mark.parametrize("plan", ["0:3,1:4@0.5", "0:4,2:4{o_proj:0.5,q_proj:2}", "0:4;kv=0_0_2_2"])
@@ -214,7 +223,7 @@ def test_what_cannot_be_quantised_is_refused(tmp_path):
 def test_long_prompts_are_read_as_short_ones():
     """Few rows are multiplied with the packed weights, many with unpacked ones."""
     packed = restack.quantize(LLAMA.model(**WIDE), "int4")
-    tokens = torch.arange(3, 60)[None]
+    tokens = torch.arange(3, 90)[None]
     with torch.no_grad():
         whole = packed(tokens).logits
         cache, parts = None, []

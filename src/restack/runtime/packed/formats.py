@@ -36,6 +36,11 @@ class Packed:
         scales = torch.empty(outputs, inputs // group, dtype=SCALE, device=device)
         return cls(q, scales, torch.empty_like(scales))
 
+    @property
+    def group(self) -> int:
+        """How many weights of 4 bits share a scale."""
+        return 2 * self.weight.shape[1] // self.scales.shape[1]
+
     def unpacked(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weights that the packed ones stand for: q * scale, or (q - 8) * scale + zero with 4 bits."""
         if self.zeros is None:

@@ -1,17 +1,18 @@
 """A linear layer whose weights are packed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from restack.runtime.native import Matrix, kernel
 from restack.runtime.packed import torch_kernels
 from restack.runtime.packed.formats import Packed, group_of, pack
 
-FEW = 12  # rows that are multiplied with weights as they are packed; for more, unpacking first is quicker
+FEW = (
+    32  # rows that are multiplied with weights as they are packed; for many more, unpacking first is quicker
+)
 
 
 class PackedLinear(nn.Linear):
@@ -42,7 +43,7 @@ class PackedLinear(nn.Linear):
         self._hold(Packed.empty(outputs, inputs, group, "meta"))
         bias = _frozen(torch.empty(outputs, dtype=dtype, device="meta")) if has_bias else None
         self.register_parameter("bias", bias)
-        self._for_torch: tuple[torch.Tensor, torch.Tensor] | None = None  # as torch's own kernel wants them
+        self._lay_out(None)
 
     @classmethod
     def of(cls, weight: torch.Tensor, bias: nn.Parameter | None, bits: int) -> "PackedLinear":
@@ -65,8 +66,14 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., inputs) to (..., outputs)."""
-        [y] = products(x, [self])
-        return y
+        rows = x.reshape(-1, self.in_features)
+        if x.device.type == "cpu" and len(rows) <= FEW and (native := kernel()) is not None:
+            bias = None if self.bias is None else self.bias.float()
+            [y] = native.products(rows, [self.matrix(bias)])
+            y = y.to(x.dtype)
+        else:
+            y = torch_kernels.product(rows, self, is_few=len(rows) <= FEW)
+        return y.view(*x.shape[:-1], -1)
 
     def unpacked(self, dtype: torch.dtype) -> torch.Tensor:
         """The weights as they are multiplied with: shape (outputs, inputs)."""
@@ -79,42 +86,34 @@ class PackedLinear(nn.Linear):
 
     def prepare(self) -> None:
         """Bring 4-bit weights into the layout of torch's own kernel, if that is what will run."""
-        if self.weight.device.type == "cpu" and kernel() is None and self.bits == 4:
-            self._for_torch = torch_kernels.prepared(self.packed)
+        is_ours = self.weight.is_meta or (self.weight.device.type == "cpu" and kernel() is not None)
+        self._lay_out(None if is_ours or self.bits == 8 else torch_kernels.prepared(self.packed))
+
+    @property
+    def for_torch(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """4-bit weights, and scales with zeros, as torch's own kernel wants them."""
+        return None if self._weights is None or self._by is None else (self._weights, self._by)
+
+    def _lay_out(self, for_torch: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        """As buffers, so that views share them, which no checkpoint holds."""
+        self._weights: torch.Tensor | None
+        self._by: torch.Tensor | None
+        for name, value in zip(("_weights", "_by"), for_torch or (None, None), strict=True):
+            self.register_buffer(name, value, persistent=False)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """Move to a device; scales and zeros keep their type, whatever the model's becomes."""
+        self._lay_out(None)  # it is for the place where it was made
         kept = {name: self._parameters.pop(name) for name in ("scales", "zeros")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in kept.items():
             moved = None if value is None else fn(value.view(torch.int16)).view(torch.bfloat16)
             self._parameters[name] = None if moved is None else _frozen(moved)
-        self._for_torch = None  # it is for the place where it was made
         self.prepare()
         return self
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits={self.bits}"
-
-
-def products(x: torch.Tensor, layers: Sequence[PackedLinear]) -> list[torch.Tensor]:
-    """The outputs of several layers of one format for the same activations, read in one go where that can be.
-
-    Args:
-        x: shape (..., inputs).
-        layers: queries, keys and values of a layer, or gate and up.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    is_on_cpu, is_few = x.device.type == "cpu", rows.shape[0] <= FEW
-    if is_on_cpu and is_few and (native := kernel()) is not None:
-        biases = [None if layer.bias is None else layer.bias.float() for layer in layers]
-        found = native.products(
-            rows, [layer.matrix(bias) for layer, bias in zip(layers, biases, strict=True)]
-        )
-        return [y.to(x.dtype).view(*x.shape[:-1], -1) for y in found]
-    if is_on_cpu and is_few:
-        return [torch_kernels.product(rows, layer).view(*x.shape[:-1], -1) for layer in layers]
-    return [F.linear(x, layer.unpacked(x.dtype), layer.bias) for layer in layers]
 
 
 def _frozen(tensor: torch.Tensor) -> nn.Parameter:

@@ -21,7 +21,7 @@ def quantize(model: Model, format: str) -> Model:
     beside it. The model can be saved, and loads again with `from_pretrained`.
 
     Args:
-        model: a decoder of transformers, loaded, on a CPU; not a view.
+        model: a decoder of transformers, loaded, on a CPU or a GPU; not a view.
         format: "int8" or "int4".
 
     Returns:
