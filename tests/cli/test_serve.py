@@ -69,6 +69,7 @@ def test_others_may_reach_it_only_with_a_warning():
         (["--slots", "0"], "--slots"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
         (["--quantize", "int3"], "--quantize is 'int3'"),
+        (["--compile"], "--compile is for GPUs and the device is cpu"),
     ],
 )
 def test_wrong_options_are_one_line(capsys, arguments, told):

@@ -62,6 +62,15 @@ from restack.cli import main
         ),
         (["generate", "demo", "--prompt", "hi", "--raw", "--system", "x"], "--raw"),
         (["generate", "demo", "--prompt", "hi", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["generate", "demo", "--prompt", "hi", "--compile"], "--compile is for GPUs and the device is cpu"),
+        (
+            ["think", "demo", "--prompt", "hi", "--device", "mps", "--compile"],
+            "--compile is for GPUs and the device is mps",
+        ),
+        (
+            ["generate", "demo", "-p", "hi", "--device", "cuda", "--compile", "--draft", "@0:4"],
+            "leave out --draft or --compile",
+        ),
         (["generate", "demo", "--prompt", "hi", "--dtype", "int3"], "dtype 'int3' is not known"),
         (["generate", "demo", "--prompt", "word " * 3000], "the model's context is 1024"),
         (["generate", "demo", "--prompt", "hi", "--prompt", ""], "a prompt is empty"),

@@ -56,13 +56,27 @@ def warnings_in_one_line() -> Iterator[None]:
             print(f"restack: {warning.message}", file=sys.stderr)
 
 
-def shelf(quantize: str | None, **place: Any) -> Shelf:
+def shelf(quantize: str | None, is_compiled: bool, **place: Any) -> Shelf:
     """A shelf that tells what it notes as the command line does; `place` are its arguments."""
     return Shelf(
         **place,
+        cache_implementation=cache_implementation(is_compiled, place["device"]),
         quantization_config=quantization(quantize),
         on_note=lambda text: print(f"restack: {text}", file=sys.stderr),
     )
+
+
+def cache_implementation(is_compiled: bool, device: str) -> str | None:
+    """The kind of KV cache that --compile asks for; None for that of the model.
+
+    Raises:
+        UsageError: the device is none for which steps are compiled.
+    """
+    if is_compiled and device.partition(":")[0] in ("cpu", "mps"):
+        raise UsageError(
+            f"--compile is for GPUs and the device is {device}; add --device cuda, or leave it out"
+        )
+    return "static" if is_compiled else None
 
 
 @dataclass(kw_only=True)
@@ -79,6 +93,7 @@ class Source:
     trust_remote_code: bool = False
     quantize: str | None = None
     draft: str | None = None
+    is_compiled: bool = False
 
     def check_place(self) -> None:
         """Refuse a dtype or a device that cannot be, before work that needs it only at its end.
@@ -171,8 +186,11 @@ class Source:
 
     def load_base(self) -> Any:
         """The base model, as one of which a view can run the plan."""
+        kind_of_cache = cache_implementation(self.is_compiled, self.device)
+        if self.is_compiled and self.draft is not None:
+            raise UsageError("compiled steps run a token at a time; leave out --draft or --compile")
         with warnings_in_one_line():
-            return recipes.open(
+            base = recipes.open(
                 self.reference,
                 dtype=self.dtype,
                 device=self.device,
@@ -180,6 +198,9 @@ class Source:
                 quantization_config=quantization(self.quantize),
                 **self.hub,
             )
+        if kind_of_cache is not None:
+            base.generation_config.cache_implementation = kind_of_cache
+        return base
 
     def load_empty(self) -> Any:
         """The base model without weights."""

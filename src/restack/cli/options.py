@@ -143,6 +143,14 @@ Draft = Annotated[
         rich_help_panel="Model",
     ),
 ]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="On a GPU: compile steps of decoding. It takes a minute, and then tokens come sooner.",
+        rich_help_panel="Model",
+    ),
+]
 Device = Annotated[
     str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps.", rich_help_panel="Model")
 ]

@@ -47,6 +47,7 @@ class Setting:
         transcript: Path | None = None,
         hide_thoughts: bool = False,
         quantize: str | None = None,
+        is_compiled: bool = False,
         **place: Any,
     ) -> None:
         """A setting; `place` are the arguments of `Shelf`."""
@@ -57,7 +58,7 @@ class Setting:
         self.audience: Audience = terminal
         if transcript is not None:
             self.audience = Listeners([terminal, Transcript(transcript, title)])
-        self.shelf = loading.shelf(quantize, **place)
+        self.shelf = loading.shelf(quantize, is_compiled, **place)
         loading.set_seed(seed)
 
     def agents(self, experts: Sequence[Expert]) -> list[Agent]:

@@ -43,6 +43,7 @@ def run(
     queue: int,
     kept_bytes: int,
     quantize: str | None,
+    is_compiled: bool,
     **place: Any,
 ) -> None:
     """Serve until it is interrupted; `place` are the arguments of `Shelf`."""
@@ -57,7 +58,7 @@ def run(
         raise UsageError("--api-key is empty, or has other characters than printable ASCII; write another")
     scan = None if scan_folder is None else read_summary(scan_folder)
     listening = _bound(host, port)  # before seconds are spent on weights
-    shelf = loading.shelf(quantize, **place)
+    shelf = loading.shelf(quantize, is_compiled, **place)
     with listening:
         with loading.warnings_in_one_line():
             catalogue = Catalogue(shelf, model, named, has_fixed_plans=has_fixed_plans)

@@ -76,14 +76,19 @@ class Shelf:
         revision: str | None = None,
         trust_remote_code: bool = False,
         quantization_config: Any = None,
+        cache_implementation: str | None = None,
         on_note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """An empty shelf; the arguments are those of `restack.open`, for all its models."""
+        """An empty shelf; the arguments are those of `restack.open`, for all its models.
+
+        `cache_implementation` is of transformers' generation configs: "static" for compiled steps on a GPU.
+        """
         self.dtype = dtype
         self.device = device
         self.revision = revision
         self.trust_remote_code = trust_remote_code
         self.quantization_config = quantization_config
+        self.cache_implementation = cache_implementation
         self.on_note = on_note
         self._wanted: dict[str, _Wanted] = {}
         self._bases: dict[_Key, Any] = {}
@@ -135,7 +140,7 @@ class Shelf:
                 self.on_note(f"{name} needs its base as another class: a second set of weights is loaded")
             if wanted.found is not None:
                 wanted.found.refuse_other_weights()
-            self._bases[wanted.key] = open(
+            self._bases[wanted.key] = base = open(
                 wanted.base,
                 dtype=self.dtype,
                 device=self.device,
@@ -143,6 +148,8 @@ class Shelf:
                 quantization_config=self.quantization_config,
                 **self._hub(wanted.revision),
             )
+            if self.cache_implementation is not None:
+                base.generation_config.cache_implementation = self.cache_implementation
         return self._bases[wanted.key]
 
     def _find(self, name: str) -> _Wanted:

@@ -18,6 +18,7 @@ from transformers.generation.stopping_criteria import (
 from restack.errors import UsageError
 from restack.runtime.decoding import Company, Drafter, Pausing, decode, draws_one_by_one, is_assisted
 from restack.runtime.prompt_cache import PromptCache, Reuse
+from restack.runtime.static_cache import is_static
 from restack.runtime.streaming import TextStream, text_of
 
 FINEST = 1e-6  # dividing logits by much less than this gives infinities, of which no token can be drawn
@@ -177,11 +178,18 @@ def generate(
     stream = TextStream(tokenizer, on_text, stop=stop, before=before, shown=shown)
     if drafter is not None and is_assisted(model, drafter):
         options["assistant_model"], prompt_cache = drafter.model, None
+    is_one_by_one = draws_one_by_one(model, options)
+    if is_static(model) and not is_one_by_one:
+        prompt_cache = None
     reading = nullcontext(Reuse(None)) if prompt_cache is None else prompt_cache.reading(model, prompt)
     with reading as reuse:
         if reuse.cache is not None:
             options["past_key_values"] = reuse.cache
-        if draws_one_by_one(model, options):
+        if reuse.cache is not None or (is_one_by_one and is_static(model)):
+            options["cache_implementation"] = (
+                None  # or there would be two; `decode` takes a static one itself
+            )
+        if is_one_by_one:
             options["custom_generate"] = partial(decode, stream=stream, drafter=drafter, company=company)
         further = options.pop("stopping_criteria", ())
         if stop:
@@ -250,6 +258,8 @@ def generate_all(
     tokens = torch.cat(rows)
     if draws_one_by_one(model, options):
         options["custom_generate"] = decode
+        if is_static(model):
+            options["cache_implementation"] = None
     output = model.generate(
         tokens,
         attention_mask=mask.to(tokens.device),

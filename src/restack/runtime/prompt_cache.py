@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from restack.errors import ViewError
 from restack.runtime import cache_slots
+from restack.runtime.static_cache import is_static
 from restack.runtime.stretching import stretches
 from restack.views.leading import leading_visits
 from restack.views.planned import visit_count
@@ -207,7 +208,12 @@ def common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _entrances(model: Any) -> set[int]:
-    """The visits with which the parts of a model begin, but for the first; none of models without views."""
+    """The visits with which the parts of a model begin, but for the first.
+
+    None of models without views, and of those whose steps are compiled, which hooks would have done anew.
+    """
+    if is_static(model):
+        return set()
     try:
         count = visit_count(model)
     except (ViewError, AttributeError):
@@ -238,6 +244,6 @@ def _joined(
 
 def _takes_dynamic_cache(model: Any) -> bool:
     settings = model.generation_config
-    own_kind = settings.cache_implementation not in (None, "dynamic") or settings.use_cache is False
+    own_kind = settings.cache_implementation not in (None, "dynamic", "static") or settings.use_cache is False
     takes = "past_key_values" in signature(model.forward).parameters  # Mamba's has another name
     return takes and bool(model._supports_default_dynamic_cache()) and not own_kind

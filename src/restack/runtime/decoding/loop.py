@@ -21,6 +21,7 @@ from restack.runtime.decoding.stepper import ROOM, Stepper
 from restack.runtime.decoding.structure import Structure, structure
 from restack.runtime.decoding.together import Step
 from restack.runtime.native import Kernel, quiet_kernel
+from restack.runtime.static_cache import in_static_memory
 from restack.views.recording import Recording, recordings_here
 
 # What depends on nothing but the tokens and the scores: a draft may ask in any order.
@@ -103,9 +104,18 @@ def decode(
     if found is None or compiled is None:
         if company is not None:
             stopping_criteria = StoppingCriteriaList([*stopping_criteria, Pausing(company)])
-        return model._sample(  # type: ignore[no-any-return]
-            input_ids, logits_processor, stopping_criteria, generation_config, streamer=stream, **model_kwargs
-        )
+        cache, room = model_kwargs.get("past_key_values"), generation_config.max_length
+        with in_static_memory(model, cache, len(input_ids), room) as used:
+            if used is not cache:
+                model_kwargs["past_key_values"] = used
+            return model._sample(  # type: ignore[no-any-return]
+                input_ids,
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                streamer=stream,
+                **model_kwargs,
+            )
     cache, mask = model_kwargs["past_key_values"], model_kwargs.get("attention_mask")
     batch, pad = len(input_ids), generation_config._pad_token_tensor
     began = perf_counter()

@@ -101,6 +101,10 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
     @property
+    def is_compileable(self) -> bool:
+        return True
+
+    @property
     def is_trainable(self) -> bool:
         return False
 
