@@ -5,12 +5,13 @@ vocabulary 16,000) and two views of it, a self-merge and a prune. Tokens a secon
 prompt, and of reading the prompt. transformers runs its own `generate` on the model materialised with the
 same plan, in float32 and bfloat16. chatllm.cpp runs if its program and that model, converted and quantised
 by it, are named; with OMP_WAIT_POLICY active and passive, the better is taken. Each figure is the median of
-runs that take turns.
+runs that take turns. On a GPU the steps of both are compiled, over static caches; chatllm.cpp is left out.
 
 The bytes that a token reads, weights and keys and values, a second, are told beside what `torch.sum` reads of
 a large tensor in the same run.
 
     python benchmarks/decode.py --json decode.json      many minutes, 8 GB of memory
+    python benchmarks/decode.py --device cuda
     python benchmarks/decode.py --chatllm ../main --chatllm-model 4=q4_0.bin --chatllm-model 8=q8_0.bin
 """
 
@@ -21,7 +22,6 @@ import subprocess
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import restack
 from restack.runtime.decoding import decode
+from restack.runtime.packed.torch_kernels import multiplies_bfloat16
 from restack.views.cost import cost
 
 PLANS = {
@@ -42,21 +43,27 @@ SHAPE = {
     "intermediate_size": 2816, "vocab_size": 16_000, "max_position_embeddings": 4096,
 }  # fmt: skip
 FORMATS = {"int4": 4, "int8": 8, "bfloat16": 16, "float32": 32}
-# Then activations of packed models are bfloat16, as those of most checkpoints are, for a quicker prefill.
-MULTIPLIES_BFLOAT16 = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
 GOALS = {("int4", "float32"): 5.0, ("int4", "bfloat16"): 4.0}  # decoding, against transformers in that dtype
 PEER_GOALS = {4: 1.3, 8: 1.0}  # decoding, against chatllm.cpp
 PREFILL_GOAL = 2.0
 SPEEDS = re.compile(r"(prompt )?eval time.*?([\d.]+) tokens per second")
 
 
-def made(format: str) -> Any:
+def multiplies_bfloat16_on(device: torch.device) -> bool:
+    """Whether there are instructions that do."""
+    return device.type != "cpu" or multiplies_bfloat16()
+
+
+def made(format: str, device: torch.device) -> Any:
     """The model, with weights of this format."""
     torch.manual_seed(0)
-    is_narrow = format == "bfloat16" or (format.startswith("int") and MULTIPLIES_BFLOAT16)
+    # Activations of packed models are bfloat16, as those of most checkpoints are, where that is quicker.
+    is_narrow = format == "bfloat16" or (format.startswith("int") and multiplies_bfloat16_on(device))
     dtype = torch.bfloat16 if is_narrow else torch.float32
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE)).to(dtype).eval()
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE)).to(device, dtype).eval()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    if device.type != "cpu":
+        model.generation_config.cache_implementation = "static"
     return restack.quantize(model, format) if format.startswith("int") else model
 
 
@@ -70,23 +77,24 @@ def timed(model: Any, prompt: torch.Tensor, tokens: int, is_ours: bool) -> dict[
         do_sample=False,
         max_new_tokens=1 + tokens,
         streamer=watch,
-        **({"custom_generate": partial(decode, stream=watch)} if is_ours else {}),
+        **(
+            {"custom_generate": partial(decode, stream=watch), "cache_implementation": None}
+            if is_ours
+            else {}
+        ),
     )
     first, last = watch.seen[1], watch.seen[-1]  # the prompt comes before
     return {"prefill": prompt.shape[1] / (first - began), "decode": tokens / (last - first)}
 
 
-def bandwidth() -> dict[str, float]:
+def bandwidth(large: torch.Tensor) -> dict[str, float]:
     """Bytes a second that `torch.sum` reads."""
     seconds = []
     for _ in range(5):
         began = time.perf_counter()
-        LARGE.sum()
+        large.sum().item()
         seconds.append(time.perf_counter() - began)
-    return {"bytes": LARGE.nbytes / statistics.median(seconds)}
-
-
-LARGE = torch.ones(100_000_000)
+    return {"bytes": large.nbytes / statistics.median(seconds)}
 
 
 def of_chatllm(program: str, model: str, plan: str, prompt: int, tokens: int) -> dict[str, float]:
@@ -127,17 +135,21 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=665, help="tokens to read")
     parser.add_argument("--runs", type=int, default=3, help="of each measure")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS, help="of the weights")
+    parser.add_argument("--device", default="cpu", type=torch.device, help="cpu, cuda...")
     asked = parser.parse_args()
+    if asked.chatllm_model and asked.device.type != "cpu":
+        parser.error("chatllm.cpp is measured on CPUs; leave out --device")
     tokens, runs, prompt = (16, 1, 64) if asked.quick else (48, asked.runs, asked.prompt)
     text = torch.randint(SHAPE["vocab_size"], (1, prompt), generator=torch.Generator().manual_seed(1))
+    text, large = text.to(asked.device), torch.ones(100_000_000, device=asked.device)
     formats = ["int4", "float32"] if asked.quick else asked.formats
     converted = dict(each.split("=", 1) for each in asked.chatllm_model)
     claims, told = [], {}
     for name, plan in list(PLANS.items())[: 1 if asked.quick else None]:
-        measures: dict[str, Any] = {"torch.sum": bandwidth}
+        measures: dict[str, Any] = {"torch.sum": partial(bandwidth, large)}
         for format in formats:
             if format not in MODELS:
-                MODELS[format] = made(format)
+                MODELS[format] = made(format, asked.device)
             view = restack.view(MODELS[format], plan)
             measures[format] = partial(timed, view, text, tokens, True)
         for dtype in set(formats) & {"float32", "bfloat16"}:
@@ -158,7 +170,14 @@ def main() -> None:
         told["left out"] = "chatllm.cpp: name it with --chatllm and --chatllm-model"
     finish(
         asked.json,
-        conditions(prompt=prompt, tokens=tokens, runs=runs, bfloat16_in_hardware=MULTIPLIES_BFLOAT16, **told),
+        conditions(
+            device=str(asked.device),
+            prompt=prompt,
+            tokens=tokens,
+            runs=runs,
+            bfloat16_in_hardware=multiplies_bfloat16_on(asked.device),
+            **told,
+        ),
         claims,
         peer="peer",
     )

@@ -186,9 +186,7 @@ def generate(
         if reuse.cache is not None:
             options["past_key_values"] = reuse.cache
         if reuse.cache is not None or (is_one_by_one and is_static(model)):
-            options["cache_implementation"] = (
-                None  # or there would be two; `decode` takes a static one itself
-            )
+            options["cache_implementation"] = None  # one is enough; `decode` takes a static one by itself
         if is_one_by_one:
             options["custom_generate"] = partial(decode, stream=stream, drafter=drafter, company=company)
         further = options.pop("stopping_criteria", ())

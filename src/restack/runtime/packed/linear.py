@@ -10,9 +10,7 @@ from restack.runtime.native import Matrix, kernel
 from restack.runtime.packed import torch_kernels
 from restack.runtime.packed.formats import Packed, group_of, pack
 
-FEW = (
-    32  # rows that are multiplied with weights as they are packed; for many more, unpacking first is quicker
-)
+FEW = 32  # rows that are multiplied with the packed weights; for many more, unpacking them first is quicker
 
 
 class PackedLinear(nn.Linear):
