@@ -21,6 +21,7 @@ namespace restack {
 constexpr int64_t kRun = 32;     // weights of 4 bits whose nibbles lie together
 constexpr int64_t kBlock = 64;   // weights of 4 bits that are multiplied at a time: two runs
 constexpr int64_t kChunk = 256;  // activations that share a scale where weights have 8 bits
+constexpr int64_t kAhead = 2048; // bytes of weights that are asked for before they are needed
 constexpr int kRows = 4;         // rows of activations that are multiplied with weights at a time
 constexpr int64_t kNear = 1 << 16;  // bytes of weights that stay near while all rows of activations take their turns
 
@@ -71,6 +72,7 @@ class Activations {
         const float top = bits_ == 4 ? 127 * 256 + 127 : 32767;  // so that both halves fit into bytes
         const int64_t first = g * group_, last = std::min(k_, first + group_);
         float largest = 0, nothing = 0;
+#pragma omp simd reduction(max : largest) reduction(+ : nothing)
         for (int64_t i = first; i < last; ++i) {
             largest = std::max(largest, std::fabs(x[i]));
             nothing += x[i] * 0;  // or NaN, where an activation is not finite
@@ -189,10 +191,26 @@ void int4_rows(const Matrix& m, int64_t from, int64_t to, const Activations& x, 
     for (int64_t n = from; n < to; ++n) {
         const uint8_t* weight = static_cast<const uint8_t*>(m.weight) + n * m.k / 2;
         const uint16_t *scales = m.scales + n * groups, *zeros = m.zeros + n * groups;
-        Total totals[R];
-        for (int r = 0; r < R; ++r) totals[r] = no_total();
+        Total totals[R], offsets[R];
+        for (int r = 0; r < R; ++r) totals[r] = offsets[r] = no_total();
+        int64_t g = 0;  // groups whose offsets are taken
         if (m.group == kBlock) {
-            for (int64_t b = 0; b < whole; ++b) {
+            for (; g + kLanes <= groups; g += kLanes) {
+                const Total of_w = load(scales + g);
+                const Total offset = multiplied_and_added(of_w, all(-8), load(zeros + g));
+                float both[R][kLanes];
+                for (int r = 0; r < R; ++r) {
+                    store(both[r], multiplied(of_w, load(x.scales(row + r) + g)));
+                    offsets[r] = multiplied_and_added(offset, load(x.sums(row + r) + g), offsets[r]);
+                }
+                for (int64_t b = g; b < g + kLanes; ++b) {
+                    if (b % 2 == 0) __builtin_prefetch(weight + b * kBlock / 2 + kAhead);
+                    const Nibbles q(weight + b * kBlock / 2);
+                    for (int r = 0; r < R; ++r)
+                        totals[r] = add_scaled(totals[r], q.times(halves[r] + b * 2 * kBlock), both[r][b - g]);
+                }
+            }
+            for (int64_t b = g; b < groups; ++b) {
                 const Nibbles q(weight + b * kBlock / 2);
                 const float scale = from_bf16(scales[b]);
                 for (int r = 0; r < R; ++r)
@@ -223,9 +241,9 @@ void int4_rows(const Matrix& m, int64_t from, int64_t to, const Activations& x, 
             const float* sums = x.sums(row + r);
             float offset = m.bias ? m.bias[n] : 0.0f;
 #pragma omp simd reduction(+ : offset)
-            for (int64_t g = 0; g < groups; ++g)
-                offset += (from_bf16(zeros[g]) - 8 * from_bf16(scales[g])) * sums[g];
-            y[(row + r) * m.n + n] = reduced(totals[r]) + offset;
+            for (int64_t i = g; i < groups; ++i)
+                offset += (from_bf16(zeros[i]) - 8 * from_bf16(scales[i])) * sums[i];
+            y[(row + r) * m.n + n] = reduced(add(totals[r], offsets[r])) + offset;
         }
     }
 }

@@ -61,6 +61,9 @@ inline Total add(Total a, Total b) { return _mm512_add_ps(a, b); }
 inline Total add_scaled(Total total, Sum sum, float scale) {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale), total);
 }
+inline Total all(float x) { return _mm512_set1_ps(x); }
+inline Total multiplied(Total a, Total b) { return _mm512_mul_ps(a, b); }
+inline void store(float* y, Total x) { _mm512_storeu_ps(y, x); }
 inline float reduced(Total total) { return _mm512_reduce_add_ps(total); }
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
@@ -78,6 +81,9 @@ inline Total add(Total a, Total b) { return _mm256_add_ps(a, b); }
 inline Total add_scaled(Total total, Sum sum, float scale) {
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(scale), total);
 }
+inline Total all(float x) { return _mm256_set1_ps(x); }
+inline Total multiplied(Total a, Total b) { return _mm256_mul_ps(a, b); }
+inline void store(float* y, Total x) { _mm256_storeu_ps(y, x); }
 inline float reduced(Total total) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(total), _mm256_extractf128_ps(total, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
@@ -94,6 +100,9 @@ inline Total load(const uint16_t* x) { return from_bf16(*x); }
 inline Total multiplied_and_added(Total a, Total b, Total c) { return a * b + c; }
 inline Total add(Total a, Total b) { return a + b; }
 inline Total add_scaled(Total total, Sum sum, float scale) { return total + static_cast<float>(sum) * scale; }
+inline Total all(float x) { return x; }
+inline Total multiplied(Total a, Total b) { return a * b; }
+inline void store(float* y, Total x) { *y = x; }
 inline float reduced(Total total) { return total; }
 #endif
 
