@@ -114,6 +114,36 @@ def test_the_kernel_multiplies_with_what_is_packed(kernel, shape, rows):
         assert ((biased - exact - bias).abs() <= most + 1e-5).all()
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (33, 37), (16, 300)])
+@pytest.mark.parametrize("rows", [1, 6, 40, 137])
+def test_the_kernel_multiplies_many_rows_in_float32(kernel, shape, rows):
+    x = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(1))
+    bias = torch.randn(shape[0], generator=torch.Generator().manual_seed(2))
+    for packed in both(*shape)[1]:
+        wide = packed.unpacked().double()
+        exact, most = x.double() @ wide.T, 1e-6 * (x.double().abs() @ wide.abs().T) + 1e-6
+        plain = kernel.products_of_many(x, matrix(packed))
+        assert ((plain - exact).abs() <= most).all()
+        assert ((kernel.products_of_many(x, matrix(packed, bias)) - exact - bias).abs() <= most).all()
+        assert torch.equal(kernel.products_of_many(x[-1:], matrix(packed)), plain[-1:])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_layer_takes_the_quicker_way_for_many_rows(kernel, monkeypatch, bits):
+    layer = PackedLinear.of(weights(70, 256).bfloat16(), nn.Parameter(torch.ones(70).bfloat16()), bits)
+    x = torch.randn(2, FEW + 1, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found = []
+    for is_quick in (True, False):
+        monkeypatch.setattr(kernel, "is_quick_with_many", is_quick)
+        with monkeypatch.context() as watched:
+            if is_quick:
+                watched.setattr(torch_kernels, "product", None)
+            else:
+                watched.setattr(kernel, "products_of_many", None)
+            found.append(layer(x))
+    torch.testing.assert_close(*found, rtol=2e-2, atol=2e-2)
+
+
 def test_the_kernel_multiplies_several_matrices_at_once(kernel):
     x = torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
     some = [pack(weights(outputs, 128, seed=outputs), 64) for outputs in (7, 1, 64)]
@@ -156,6 +186,7 @@ def test_without_a_compiler_torchs_kernels_do_the_same(monkeypatch, shape, bits,
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("has_instructions", [True, False])
 def test_many_rows_in_bfloat16_are_multiplied_as_the_processor_can(monkeypatch, bits, has_instructions):
+    monkeypatch.setattr("restack.runtime.packed.linear.kernel", lambda: None)
     monkeypatch.setattr(torch_kernels, "multiplies_bfloat16", lambda: has_instructions)
     shape, bias = (70, 256), torch.ones(70, dtype=torch.bfloat16)
     layer = PackedLinear.of(weights(*shape).bfloat16(), nn.Parameter(bias), bits)

@@ -33,13 +33,16 @@ class Kernel:
     def __init__(self, compiled: ctypes.CDLL) -> None:
         self._products, self._unpack = compiled.restack_products, compiled.restack_unpack
         self._step, self._logits = compiled.restack_step, compiled.restack_logits
+        self._products_of_many = compiled.restack_products_of_many
+        self.is_quick_with_many = bool(compiled.restack_is_quick_with_many())
         threads = ctypes.c_int
         self._products.argtypes = [ctypes.POINTER(Matrix), WHOLE, WHOLE, PLACE, PLACE, threads]
+        self._products_of_many.argtypes = [ctypes.POINTER(Matrix), WHOLE, PLACE, PLACE, threads]
         self._unpack.argtypes = [ctypes.POINTER(Matrix), PLACE, ctypes.c_int, threads]
         model, tokens, matrix = (ctypes.POINTER(each) for each in (Model, Tokens, Matrix))
         self._step.argtypes = [WHOLE, WHOLE, tokens, PLACE, threads]
         self._logits.argtypes = [model, PLACE, matrix, WHOLE, PLACE, PLACE, threads]
-        for function in (self._products, self._unpack, self._step, self._logits):
+        for function in (self._products, self._products_of_many, self._unpack, self._step, self._logits):
             function.restype = None
 
     def products(self, x: torch.Tensor, matrices: Sequence[Matrix]) -> list[torch.Tensor]:
@@ -58,6 +61,22 @@ class Kernel:
         places = (PLACE * count)(*(output.data_ptr() for output in outputs))
         self._products((Matrix * count)(*matrices), count, len(x), x.data_ptr(), places, _threads())
         return outputs
+
+    def products_of_many(self, x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+        """x W^T + bias of packed weights, summed in float32.
+
+        Args:
+            x: shape (rows, inputs); many rows, for which it may be quicker (`is_quick_with_many`) than torch
+                with unpacked weights.
+            matrix: shape (outputs, inputs).
+
+        Returns:
+            Shape (rows, outputs), float32.
+        """
+        x = x.float().contiguous()
+        output = x.new_empty(len(x), matrix.n)
+        self._products_of_many(matrix, len(x), x.data_ptr(), output.data_ptr(), _threads())
+        return output
 
     def unpacked(self, matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:
         """The weights, as `Packed.unpacked` gives them: shape (outputs, inputs)."""

@@ -1,5 +1,6 @@
-// What Python calls; see products.h and step.h.
+// What Python calls; see products.h, panels.h and step.h.
 
+#include "panels.h"
 #include "products.h"
 #include "step.h"
 
@@ -40,33 +41,43 @@ void restack_products(const Matrix* matrices, int64_t count, int64_t rows, const
     products(matrices, count, activations, rows, outputs, this_thread());
 }
 
+// A packed matrix times many rows of activations x, (rows, k).
+void restack_products_of_many(const Matrix* matrix, int64_t rows, const float* x, float* output, int threads) {
+    Tiles tiles(rows, matrix->k);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for
+        for (int64_t tile = 0; tile < tiles.count(); ++tile) tiles.set(tile, x);
+        Panel panel(*matrix, tiles.count());
+#pragma omp for schedule(dynamic)
+        for (int64_t n = 0; n < matrix->n; n += Panel::kWidth) panel.multiply(n, tiles, rows, output);
+    }
+}
+
+// Whether that is quicker than to unpack the weights and have torch multiply.
+int restack_is_quick_with_many() {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 // The weights themselves, (n, k): float32, or bfloat16 if `narrow`.
 void restack_unpack(const Matrix* matrix, void* output, int narrow, int threads) {
-    const int64_t n = matrix->n, k = matrix->k, group = matrix->group;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t row = 0; row < n; ++row) {
-        float* wide = static_cast<float*>(output) + row * k;
-        uint16_t* short_ = static_cast<uint16_t*>(output) + row * k;
-        for (int64_t first = 0; first < k; first += kRun) {
-            float values[kRun];
-            const int64_t count = std::min(kRun, k - first);
-            if (matrix->bits == 4) {
-                const int64_t g = row * (k / group) + first / group;
-                const float scale = from_bf16(matrix->scales[g]), zero = from_bf16(matrix->zeros[g]);
-                const uint8_t* bytes = static_cast<const uint8_t*>(matrix->weight) + (row * k + first) / 2;
-                for (int i = 0; i < 16; ++i) {
-                    values[i] = static_cast<float>((bytes[i] & 15) - 8) * scale + zero;
-                    values[i + 16] = static_cast<float>((bytes[i] >> 4) - 8) * scale + zero;
-                }
-            } else {
-                const float scale = from_bf16(matrix->scales[row]);
-                const int8_t* bytes = static_cast<const int8_t*>(matrix->weight) + row * k + first;
-                for (int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(bytes[i]) * scale;
+    const int64_t n = matrix->n, k = matrix->k;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> values(narrow ? k : 0);
+#pragma omp for
+        for (int64_t row = 0; row < n; ++row) {
+            if (!narrow) {
+                unpack(*matrix, row, 0, k, static_cast<float*>(output) + row * k);
+                continue;
             }
-            if (narrow)
-                for (int64_t i = 0; i < count; ++i) short_[first + i] = to_bf16(values[i]);
-            else
-                std::memcpy(wide + first, values, count * sizeof(float));
+            unpack(*matrix, row, 0, k, values.data());
+            uint16_t* into = static_cast<uint16_t*>(output) + row * k;
+            for (int64_t i = 0; i < k; ++i) into[i] = to_bf16(values[i]);
         }
     }
 }

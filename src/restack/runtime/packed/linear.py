@@ -17,7 +17,7 @@ class PackedLinear(nn.Linear):
     """`nn.Linear` with 4 or 8 bits a weight, for inference.
 
     Few rows of activations, as in decoding, are multiplied with the packed weights; for many, as in prefill,
-    the weights are unpacked and torch's own product takes them, which computes faster than it reads.
+    the weights are unpacked, some at a time, or all of them for torch's own product.
 
     Its `weight`, `scales` and `zeros` are those of `formats.Packed`, parameters without gradients, so that
     views share them and checkpoints hold them.
@@ -65,12 +65,14 @@ class PackedLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., inputs) to (..., outputs)."""
         rows = x.reshape(-1, self.in_features)
-        if x.device.type == "cpu" and len(rows) <= FEW and (native := kernel()) is not None:
+        is_few, native = len(rows) <= FEW, kernel() if x.device.type == "cpu" else None
+        if native is not None and (is_few or native.is_quick_with_many):
             bias = None if self.bias is None else self.bias.float()
-            [y] = native.products(rows, [self.matrix(bias)])
+            matrix = self.matrix(bias)
+            y = native.products(rows, [matrix])[0] if is_few else native.products_of_many(rows, matrix)
             y = y.to(x.dtype)
         else:
-            y = torch_kernels.product(rows, self, is_few=len(rows) <= FEW)
+            y = torch_kernels.product(rows, self, is_few=is_few)
         return y.view(*x.shape[:-1], -1)
 
     def unpacked(self, dtype: torch.dtype) -> torch.Tensor:
