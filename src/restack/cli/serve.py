@@ -73,15 +73,19 @@ def run(
             f"{', '.join(catalogue.names)}" + ("" if has_fixed_plans else f"; any other as {model}@SPEC")
         )
         listening.listen()
-        shown = f"[{host}]" if ":" in host else host
-        print(f"http://{shown}:{listening.getsockname()[1]}/v1", flush=True)
-        if host not in LOCAL and api_key is None:
-            print(
-                "restack: others can reach this address, and no key is asked for (--api-key)", file=sys.stderr
-            )
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="on")
 
         class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)  # before it is said: from here on, Ctrl-C ends it well
+                shown = f"[{host}]" if ":" in host else host
+                print(f"http://{shown}:{listening.getsockname()[1]}/v1", flush=True)
+                if host not in LOCAL and api_key is None:
+                    print(
+                        "restack: others can reach this address, and no key is asked for (--api-key)",
+                        file=sys.stderr,
+                    )
+
             def handle_exit(self, *signal: Any) -> None:
                 writers.close()  # or it would wait for the answers, and then cut them off
                 super().handle_exit(*signal)
