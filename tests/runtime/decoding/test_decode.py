@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 
 from restack import materialise, quantize, view
 from restack.runtime.decoding import decode, structure
-from restack.runtime.native import kernel
+from restack.runtime.native import Kernel, kernel
 from restack.views.recording import recording
 from restack.views.shared_kv import Borrowed
 from tests.llama.tiny import ACYCLIC, CYCLIC
@@ -75,10 +75,16 @@ MAPS = [*ACYCLIC.values(), *CYCLIC.values()]
 PROMPT = torch.tensor([[1, 17, 5, 80, 33, 2, 61, 44, 9, 9, 71, 23, 50]])
 
 
-@pytest.fixture(autouse=True)
-def has_kernel():
+@pytest.fixture(autouse=True, params=["forward", "kernel"])
+def reader(request, monkeypatch):
+    """Who reads prompts: the model's own forward, or the kernel, in pieces."""
     if kernel() is None:
         pytest.skip("no C++ compiler")
+    monkeypatch.setattr(kernel(), "is_quick_with_many", request.param == "kernel")
+    monkeypatch.setattr("restack.runtime.decoding.loop.FEW", 0)
+    monkeypatch.setattr("restack.runtime.decoding.loop.PIECE", 5)
+    monkeypatch.setattr("restack.runtime.decoding.stepper.FEW", 0)
+    return request.param
 
 
 def made(name, **settings):
@@ -266,6 +272,22 @@ def test_what_enters_visits_is_recorded():
     for visit, theirs in found[0].items():
         assert theirs.shape[1] == 13 + 7
         torch.testing.assert_close(found[1][visit], theirs, atol=1e-3, rtol=1e-4)
+
+
+def test_the_kernel_reads_a_prompt(reader, monkeypatch):
+    """In pieces; above the visit that makes the last keys and values, the last token is enough."""
+    rows, read = [], Kernel.read
+
+    def counted(kernel, visits, tokens, hidden):
+        rows.extend((visit, tokens.rows) for visit in visits)
+        read(kernel, visits, tokens, hidden)
+
+    monkeypatch.setattr(Kernel, "read", counted)
+    both(house(ACYCLIC["yoco"]), PROMPT % 50, new=1)
+    if reader == "forward":
+        assert not rows
+    else:  # visits 0 to 2, and 6, which stands for the keys and values of 3
+        assert rows == [(visit, count) for count in (5, 5, 3) for visit in (0, 1, 2, 6)]
 
 
 @pytest.mark.parametrize("settings", [{}, {"rope_parameters": DYNAMIC, "max_position_embeddings": 73}])

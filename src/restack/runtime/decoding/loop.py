@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from restack.runtime.decoding.pace import Pace
 from restack.runtime.decoding.routes import route
 from restack.runtime.decoding.speculation import Drafter, Speculation
-from restack.runtime.decoding.stepper import ROOM, Stepper
+from restack.runtime.decoding.stepper import FEW, ROOM, Stepper
 from restack.runtime.decoding.structure import Structure, structure
 from restack.runtime.decoding.together import Step
 from restack.runtime.native import Kernel, quiet_kernel
@@ -41,7 +41,7 @@ PROCESSORS = (
 UNDERSTOOD = (
     "attention_mask", "cache_position", "logits_to_keep", "past_key_values", "position_ids", "use_cache",
 )  # fmt: skip
-PIECE = 256  # tokens of a prompt that are read at a time, where others are waiting
+PIECE = 256  # tokens of prompts that are read at a time: enough for the speed, few for memory and who waits
 MODES = ("greedy_search", "sample")
 EXTRAS = (
     "return_dict_in_generate",
@@ -95,8 +95,8 @@ def decode(
 ) -> torch.Tensor:
     """Draw tokens until all texts have ended: all tokens, shape (B, T), filled up behind the ends.
 
-    The tokens are those that transformers' `_sample` draws, whose arguments these are. The prompt is read by
-    the model's own forward. Then, if the native step can run the model, it does; else transformers goes on.
+    The tokens are those that transformers' `_sample` draws, whose arguments these are; where the native step
+    cannot run the model, it draws them.
     A drafter may draft for one text. One text may have company: its prompt is read in pieces, the others go
     on between, and each step is run by them.
     """
@@ -119,23 +119,11 @@ def decode(
     cache, mask = model_kwargs["past_key_values"], model_kwargs.get("attention_mask")
     batch, pad = len(input_ids), generation_config._pad_token_tensor
     began = perf_counter()
-    positions = model_kwargs.get("position_ids")
-    if company is not None and found.takes_several:
-        for end in range(cache.get_seq_length() + PIECE, input_ids.shape[1], PIECE):
-            _prefilled(
-                model,
-                input_ids[:, :end],
-                cache,
-                None if mask is None else mask[:, :end],
-                None if positions is None else positions[:, :end],
-            )
-            company.between()
-    logits = _prefilled(model, input_ids, cache, mask, positions)
-    reading = perf_counter() - began
-    firsts = _firsts(input_ids, mask)
     room = min(generation_config.max_length, input_ids.shape[1] + ROOM)
-    stepper = Stepper(compiled, found, firsts, room, longest=generation_config.max_length)
-    stepper.take(cache)
+    stepper = Stepper(compiled, found, _firsts(input_ids, mask), room, longest=generation_config.max_length)
+    recordings = [each for each in recordings_here() if each.model is model]
+    logits = _read(model, input_ids, stepper, cache, model_kwargs, recordings, company)
+    reading = perf_counter() - began
     text = Text(
         tokens=input_ids,
         processors=logits_processor,
@@ -143,7 +131,7 @@ def decode(
         is_sampled=bool(generation_config.do_sample),
         pad=input_ids.new_zeros(()) if pad is None else pad,
         stream=stream,
-        recordings=[each for each in recordings_here() if each.model is model],
+        recordings=recordings,
         company=company,
     )
     drafting = None
@@ -344,15 +332,57 @@ def _counts_from_the_first(input_ids: torch.Tensor, model_kwargs: dict[str, Any]
     return bool(((positions == expected) | (expected < 0)).all())
 
 
-def _prefilled(
-    model: Any, input_ids: torch.Tensor, cache: DynamicCache, mask: Any, positions: torch.Tensor | None
+def _read(
+    model: Any,
+    input_ids: torch.Tensor,
+    stepper: Stepper,
+    cache: DynamicCache,
+    model_kwargs: Mapping[str, Any],
+    recordings: Sequence[Recording],
+    company: Company | None,
 ) -> torch.Tensor:
-    """The logits, float32, shape (B, V), after the texts, of which the cache may hold the beginning."""
+    """The logits, float32, shape (B, V), after the texts, of which the cache may hold the beginning.
+
+    The stepper reads them where that is quicker than the model's own forward, and takes them over where not.
+    """
+    takes_several, is_alone = stepper.structure.takes_several, len(input_ids) == 1
     known = cache.get_seq_length()
+    is_long = (input_ids.shape[1] - known) * len(input_ids) > FEW
+    if is_long and takes_several and stepper.kernel.is_quick_with_many and _has_slots(model, cache):
+        stepper.take(cache)
+        try:
+            logits = stepper.read(input_ids, PIECE, recordings, None if company is None else company.between)
+        except BaseException:  # what was read until then is kept
+            stepper.give_back(cache)
+            raise
+        if not is_alone:
+            stepper.give_back(cache)
+        return logits
+    if takes_several and company is not None:
+        for end in range(known + PIECE, input_ids.shape[1], PIECE):
+            _forwarded(model, input_ids[:, :end], cache, model_kwargs)
+            company.between()
+    logits = _forwarded(model, input_ids, cache, model_kwargs)
+    stepper.take(cache)
+    return logits
+
+
+def _has_slots(model: Any, cache: DynamicCache) -> bool:
+    """Whether a cache has all its slots before the model's forward has linked or added some."""
+    is_linked = any("restack_role" in vars(layer) for layer in model.model.layers)
+    return not is_linked and len(cache.layers) == len(DynamicCache(config=model.config).layers)
+
+
+def _forwarded(
+    model: Any, input_ids: torch.Tensor, cache: DynamicCache, model_kwargs: Mapping[str, Any]
+) -> torch.Tensor:
+    """The logits, float32, shape (B, V), after beginnings of texts, as the model's own forward has them."""
+    known, end = cache.get_seq_length(), input_ids.shape[1]
+    mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
     output = model(
         input_ids[:, known:],
-        attention_mask=mask,
-        position_ids=None if positions is None else positions[:, known - positions.shape[1] :],
+        attention_mask=None if mask is None else mask[:, :end],
+        position_ids=None if positions is None else positions[:, known:end],
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,

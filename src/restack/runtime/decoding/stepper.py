@@ -1,7 +1,8 @@
 """Steps of a model over a static KV cache."""
 
 import ctypes
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from restack.runtime.native import Kernel, Matrix, Model, Tokens, Visit
 from restack.runtime.native.structures import place
 from restack.runtime.packed.linear import PackedLinear
 
+FEW = 16  # tokens that are run as new ones are
 ROOM = 512  # tokens beside a prompt that there is room for at first; then it grows by half
 
 
@@ -82,7 +84,10 @@ class Stepper:
         }
         self._model = Model(**settings)
         self.kind = (id(kernel), *settings.values())
-        self._visits = (Visit * len(structure.visits))(*map(self._visit, structure.visits))
+        self._topmost = max(number for number, visit in enumerate(structure.visits) if visit.slot is not None)
+        # one more: of the topmost that makes keys and values, nothing but these
+        self._described = *structure.visits, replace(structure.visits[self._topmost], damp=0.0)
+        self._visits = (Visit * len(self._described))(*map(self._visit, self._described))
         self._norm, self._head = self._float(norm.weight), self._matrix(structure.head)
         self.reads = tuple(
             (visit.slot is None, visit.damp == 0, *_places(visit.layer)) for visit in structure.visits
@@ -97,6 +102,8 @@ class Stepper:
                 continue
             slot: Any = cache.layers[visit.slot]
             length, number = slot.get_seq_length(), visit.slot
+            if length == 0:
+                continue
             self.make_room(length)
             kept = slice(length - slot.keys.shape[2], length)  # a window's slot has let the others go
             self._keys[number][..., kept] = slot.keys.transpose(2, 3)
@@ -111,11 +118,16 @@ class Stepper:
                 continue
             slot: Any = cache.layers[number]
             length, first = self.lengths[0], 0
+            if not slot.is_initialized:
+                nothing = torch.empty(0, dtype=self.structure.dtype)
+                slot.lazy_initialization(nothing, nothing)
             if slot.is_sliding:
                 first = max(0, length - slot.sliding_window + 1)
                 slot.cumulative_length = length
             if visit.slot is None:
-                slot.keys = slot.values = slot.keys.new_zeros(*slot.keys.shape[:2], length - first, 1)
+                slot.keys = slot.values = torch.zeros(
+                    len(self.lengths), 1, length - first, 1, dtype=self.structure.dtype
+                )
                 continue
             slot.keys = self._keys[visit.slot][..., first:length].transpose(2, 3).contiguous()
             slot.values = self._values[visit.slot][:, :, first:length].clone()
@@ -140,6 +152,44 @@ class Stepper:
             self.lengths[text] += len(row)
         return self.logits(hidden)
 
+    @torch.no_grad()
+    def read(
+        self,
+        tokens: torch.Tensor,
+        piece: int,
+        recordings: Sequence[Recorder] = (),
+        between: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
+        """Run what is new of all texts, a piece at a time: the logits after them, float32, shape (B, V).
+
+        Of the last visit that makes keys and values, and of those above it, nothing else is needed except for
+        the last tokens (YOCO, arXiv 2405.05254, section 2.3, leaves a prompt early so).
+
+        Args:
+            tokens: of the texts, padding before them included, shape (B, T).
+            piece: how many are run at a time.
+            recordings: record what enters visits, of one text.
+            between: called after each piece but the last.
+        """
+        texts, length, visits = range(len(tokens)), tokens.shape[1], len(self.structure.visits)
+        until = visits if recordings else self._topmost
+        rows, some = tokens.tolist(), max(1, piece // len(tokens))
+        for start in range(max(self.lengths[0], min(self.firsts)), length, some):
+            stop = min(start + some, length)
+            starts = [max(start, min(first, stop)) for first in self.firsts]
+            counts = [stop - each for each in starts]
+            hidden = self.enter([row[each:stop] for row, each in zip(rows, starts, strict=True)])
+            self.run(range(until), hidden, counts, texts, recordings, starts, is_prompt=True)
+            if until < visits:
+                self.run(range(visits, visits + 1), hidden, counts, texts, (), starts, is_prompt=True)
+            self.lengths = [stop] * len(tokens)
+            if between is not None and stop < length:
+                between()
+        last = hidden[torch.tensor(counts).cumsum(0) - 1]
+        if until < visits:
+            self.run(range(until, visits), last, [1] * len(tokens), texts, (), [length - 1] * len(tokens))
+        return self.logits(last)
+
     def enter(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """What enters the first visit: hidden states, float32, shape (rows, C)."""
         flat = torch.tensor([token for row in tokens for token in row])
@@ -154,6 +204,8 @@ class Stepper:
         texts: Sequence[int],
         recordings: Sequence[Recorder] = (),
         places: Sequence[int] | None = None,
+        *,
+        is_prompt: bool = False,
     ) -> None:
         """Take hidden states, (rows, C), through visits, in place; lengths stay as they are.
 
@@ -164,6 +216,7 @@ class Stepper:
             texts: which texts.
             recordings: record what enters visits, of one text.
             places: of the first new token of each; without, they follow what is there.
+            is_prompt: whether many are run as suits many: rounded otherwise than a few.
         """
         lengths = [self.lengths[text] for text in texts] if places is None else places
         self.make_room(max(length + count for length, count in zip(lengths, counts, strict=True)))
@@ -174,9 +227,10 @@ class Stepper:
                 for offset in range(count)
             ]
         )
+        run = self.kernel.read if is_prompt and len(hidden) > FEW else self.kernel.step
         wanted = sorted({visit for each in recordings for visit in each.visits if visit in visits})
         for start, stop in zip((visits.start, *wanted), (*wanted, visits.stop), strict=True):
-            self.kernel.step(range(start, stop), described, hidden)
+            run(range(start, stop), described, hidden)
             if stop in wanted:
                 _record(recordings, stop, hidden, self.structure.dtype)
         if visits and visits.stop == len(self.structure.visits):
@@ -217,7 +271,7 @@ class Stepper:
                 keys[..., :before] = self._keys[visit.slot]
                 values[:, :, :before] = self._values[visit.slot]
             self._keys[visit.slot], self._values[visit.slot] = keys, values
-        for described, visit in zip(self._visits, self.structure.visits, strict=True):
+        for described, visit in zip(self._visits, self._described, strict=True):
             slot = self.structure.visits[visit.owner].slot
             if slot is not None:
                 described.keys, described.values = place(self._keys[slot]), place(self._values[slot])

@@ -33,16 +33,23 @@ class Kernel:
     def __init__(self, compiled: ctypes.CDLL) -> None:
         self._products, self._unpack = compiled.restack_products, compiled.restack_unpack
         self._step, self._logits = compiled.restack_step, compiled.restack_logits
-        self._products_of_many = compiled.restack_products_of_many
+        self._products_of_many, self._read = compiled.restack_products_of_many, compiled.restack_read
         self.is_quick_with_many = bool(compiled.restack_is_quick_with_many())
         threads = ctypes.c_int
         self._products.argtypes = [ctypes.POINTER(Matrix), WHOLE, WHOLE, PLACE, PLACE, threads]
         self._products_of_many.argtypes = [ctypes.POINTER(Matrix), WHOLE, PLACE, PLACE, threads]
         self._unpack.argtypes = [ctypes.POINTER(Matrix), PLACE, ctypes.c_int, threads]
         model, tokens, matrix = (ctypes.POINTER(each) for each in (Model, Tokens, Matrix))
-        self._step.argtypes = [WHOLE, WHOLE, tokens, PLACE, threads]
+        self._step.argtypes = self._read.argtypes = [WHOLE, WHOLE, tokens, PLACE, threads]
         self._logits.argtypes = [model, PLACE, matrix, WHOLE, PLACE, PLACE, threads]
-        for function in (self._products, self._products_of_many, self._unpack, self._step, self._logits):
+        for function in (
+            self._products,
+            self._products_of_many,
+            self._unpack,
+            self._step,
+            self._read,
+            self._logits,
+        ):
             function.restype = None
 
     def products(self, x: torch.Tensor, matrices: Sequence[Matrix]) -> list[torch.Tensor]:
@@ -63,11 +70,10 @@ class Kernel:
         return outputs
 
     def products_of_many(self, x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
-        """x W^T + bias of packed weights, summed in float32.
+        """x W^T + bias, summed in float32.
 
         Args:
-            x: shape (rows, inputs); many rows, for which it may be quicker (`is_quick_with_many`) than torch
-                with unpacked weights.
+            x: shape (rows, inputs); many rows, for which it may be quicker (`is_quick_with_many`) than torch.
             matrix: shape (outputs, inputs).
 
         Returns:
@@ -97,6 +103,10 @@ class Kernel:
             hidden: what enters the first of these visits.
         """
         self._step(visits.start, visits.stop, tokens, hidden.data_ptr(), _threads())
+
+    def read(self, visits: range, tokens: Tokens, hidden: torch.Tensor) -> None:
+        """The same for many rows, as `products_of_many` multiplies them."""
+        self._read(visits.start, visits.stop, tokens, hidden.data_ptr(), _threads())
 
     def logits(self, model: Model, norm: torch.Tensor, head: Matrix, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states, float32, shape (rows, width), normed and multiplied with the head: (rows, V)."""

@@ -20,38 +20,50 @@ Thread this_thread() {
 #endif
 }
 
-template <typename Kept>
-void run(int64_t from, int64_t to, const Tokens& tokens, float* h, int threads) {
-    Step<Kept> step(tokens, h, tokens.visits[0][from]);
+template <typename Kept, typename Rows>
+void take(int64_t from, int64_t to, const Tokens& tokens, float* h, int threads) {
+    Step<Kept, Rows> step(tokens, h, tokens.visits[0][from]);
 #pragma omp parallel num_threads(threads)
     for (int64_t number = from; number < to; ++number) step.run(number, this_thread());
+}
+
+template <typename Rows>
+void run(int64_t from, int64_t to, const Tokens& tokens, float* h, int threads) {
+    if (from >= to || tokens.rows == 0) return;
+    if (tokens.model[0]->is_narrow)
+        take<uint16_t, Rows>(from, to, tokens, h, threads);
+    else
+        take<float, Rows>(from, to, tokens, h, threads);
+}
+
+// Rows of activations x, (rows, k), times matrices of one width.
+template <typename Rows>
+void multiply(const Matrix* matrices, int64_t count, int64_t rows, const float* x, float* const* outputs,
+              int threads) {
+    Rows activations(matrices[0], rows);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for
+        for (int64_t first = 0; first < rows; first += Rows::kTogether)
+            for (int64_t r = first; r < std::min(first + Rows::kTogether, rows); ++r)
+                activations.set(r, x + r * matrices[0].k);
+        products(matrices, count, activations, outputs, this_thread());
+    }
 }
 
 }  // namespace
 
 extern "C" {
 
-// Several matrices of one width times the same rows of activations x, float32, shape (rows, k).
+// Several matrices of one width times the same few rows of activations x, float32, shape (rows, k).
 void restack_products(const Matrix* matrices, int64_t count, int64_t rows, const float* x, float* const* outputs,
                       int threads) {
-    const Matrix& like = matrices[0];
-    Activations activations(like.bits, like.group, like.k, rows);
-    for (int64_t r = 0; r < rows; ++r) activations.set(r, x + r * like.k);
-#pragma omp parallel num_threads(threads)
-    products(matrices, count, activations, rows, outputs, this_thread());
+    multiply<Activations>(matrices, count, rows, x, outputs, threads);
 }
 
-// A packed matrix times many rows of activations x, (rows, k).
+// A matrix times many rows of activations.
 void restack_products_of_many(const Matrix* matrix, int64_t rows, const float* x, float* output, int threads) {
-    Tiles tiles(rows, matrix->k);
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for
-        for (int64_t tile = 0; tile < tiles.count(); ++tile) tiles.set(tile, x);
-        Panel panel(*matrix, tiles.count());
-#pragma omp for schedule(dynamic)
-        for (int64_t n = 0; n < matrix->n; n += Panel::kWidth) panel.multiply(n, tiles, rows, output);
-    }
+    multiply<Tiles>(matrix, 1, rows, x, &output, threads);
 }
 
 // Whether that is quicker than to unpack the weights and have torch multiply.
@@ -84,24 +96,25 @@ void restack_unpack(const Matrix* matrix, void* output, int narrow, int threads)
 
 // Takes h, (rows, width), each row through its visits `from` to `to`.
 void restack_step(int64_t from, int64_t to, const Tokens* tokens, float* h, int threads) {
-    if (from >= to || tokens->rows == 0) return;
-    if (tokens->model[0]->is_narrow)
-        run<uint16_t>(from, to, *tokens, h, threads);
-    else
-        run<float>(from, to, *tokens, h, threads);
+    run<Activations>(from, to, *tokens, h, threads);
+}
+
+// The same for many rows, as `restack_products_of_many` multiplies them.
+void restack_read(int64_t from, int64_t to, const Tokens* tokens, float* h, int threads) {
+    run<Tiles>(from, to, *tokens, h, threads);
 }
 
 // The logits (rows, head.n) of hidden states (rows, width): the final norm, and the head.
 void restack_logits(const Model* model, const float* norm, const Matrix* head, int64_t rows, const float* h,
                     float* logits, int threads) {
-    Activations activations(head->bits, head->group, head->k, rows);
+    Activations activations(*head, rows);
     std::vector<float> y(model->width);
     for (int64_t r = 0; r < rows; ++r) {
         normed(h + r * model->width, norm, model->width, model->epsilon, model->is_narrow, y.data());
         activations.set(r, y.data());
     }
 #pragma omp parallel num_threads(threads)
-    products(head, 1, activations, rows, &logits, this_thread());
+    products(head, 1, activations, &logits, this_thread());
     if (model->is_narrow)
         for (int64_t i = 0; i < rows * head->n; ++i) logits[i] = narrowed(logits[i], true);
 }

@@ -32,24 +32,56 @@ struct Matrix {
     const float* bias;  // or null
 };
 
+// Weights of a row in float32, from k, where bits are 4 a whole number of runs before the row's end.
+inline void unpack(const Matrix& m, int64_t row, int64_t k, int64_t count, float* values) {
+    const int64_t start = row * m.k + k;
+    if (m.bits == 32) {
+        std::copy_n(static_cast<const float*>(m.weight) + start, count, values);
+    } else if (m.bits == 16) {
+        const uint16_t* halves = static_cast<const uint16_t*>(m.weight) + start;
+        for (int64_t i = 0; i < count; ++i) values[i] = from_bf16(halves[i]);
+    } else if (m.bits == 8) {
+        const float scale = from_bf16(m.scales[row]);
+        const int8_t* bytes = static_cast<const int8_t*>(m.weight) + start;
+        for (int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(bytes[i]) * scale;
+    } else {
+        const uint8_t* bytes = static_cast<const uint8_t*>(m.weight) + start / 2;
+        for (int64_t g = start / m.group, i = 0; i < count; ++g)
+            for (int64_t end = i + m.group; i < end; i += kRun, bytes += kRun / 2) {
+                const float scale = from_bf16(m.scales[g]), zero = from_bf16(m.zeros[g]);
+                for (int j = 0; j < 16; ++j) values[i + j] = static_cast<float>((bytes[j] & 15) - 8) * scale + zero;
+                for (int j = 0; j < 16; ++j)
+                    values[i + 16 + j] = static_cast<float>((bytes[j] >> 4) - 8) * scale + zero;
+            }
+    }
+}
+
 // Rows of activations, in the form in which weights of some bits are multiplied with them.
 //
 // For 4 bits a rounded value is 256 h + l, two bytes. Of each block of 64, 64 bytes h come first, then 64 bytes
 // l; in each of these the values that meet low nibbles (0..15, 32..47), then those that meet high ones.
 class Activations {
    public:
-    Activations(int64_t bits, int64_t group, int64_t k, int64_t rows)
-        : bits_(bits), group_(bits == 8 ? kChunk : group), k_(k), blocks_((k + kBlock - 1) / kBlock) {
-        if (bits > 8) {
-            wide_.resize(rows * k);
+    static constexpr int64_t kTogether = 1;  // rows that are best set by one thread
+
+    Activations(const Matrix& like, int64_t rows)
+        : bits_(like.bits),
+          group_(bits_ == 8 ? kChunk : like.group),
+          k_(like.k),
+          blocks_((k_ + kBlock - 1) / kBlock),
+          rows_(rows) {
+        if (bits_ > 8) {
+            wide_.resize(rows * k_);
             return;
         }
-        groups_ = (k + group_ - 1) / group_;
+        groups_ = (k_ + group_ - 1) / group_;
         scales_.resize(rows * groups_);
         sums_.resize(rows * groups_);
-        values_.resize(rows * k);
-        if (bits == 4) halves_.resize(rows * blocks_ * 2 * kBlock);
+        values_.resize(rows * k_);
+        if (bits_ == 4) halves_.resize(rows * blocks_ * 2 * kBlock);
     }
+
+    int64_t rows() const { return rows_; }
 
     // Takes row r, k values.
     void set(int64_t r, const float* x) {
@@ -104,7 +136,7 @@ class Activations {
         }
     }
 
-    int64_t bits_, group_, k_, blocks_, groups_ = 0;
+    int64_t bits_, group_, k_, blocks_, rows_, groups_ = 0;
     std::vector<float> wide_, scales_, sums_;
     std::vector<int16_t> values_;
     std::vector<int8_t> halves_;
@@ -367,8 +399,8 @@ struct Thread {
 };
 
 // A thread's share of the products of several matrices with the same activations: y of each is (rows, n).
-inline void products(const Matrix* matrices, int64_t count, const Activations& x, int64_t rows,
-                     float* const* outputs, Thread thread) {
+inline void products(const Matrix* matrices, int64_t count, const Activations& x, float* const* outputs,
+                     Thread thread) {
     int64_t total = 0, start = 0;
     for (int64_t i = 0; i < count; ++i) total += matrices[i].n;
     const int64_t first = thread.first(total), last = thread.last(total);
@@ -377,8 +409,8 @@ inline void products(const Matrix* matrices, int64_t count, const Activations& x
         const int64_t from = std::max(first - start, int64_t(0)), to = std::min(last - start, m.n);
         const int64_t some = std::max<int64_t>(kRows, kNear * 8 / (m.k * m.bits) / kRows * kRows);
         for (int64_t n = from; n < to; n += some)
-            for (int64_t row = 0; row < rows; row += kRows)
-                some_rows(m, n, std::min(n + some, to), x, row, rows - row, outputs[i]);
+            for (int64_t row = 0; row < x.rows(); row += kRows)
+                some_rows(m, n, std::min(n + some, to), x, row, x.rows() - row, outputs[i]);
     }
 }
 

@@ -10,6 +10,7 @@
 
 #include <vector>
 
+#include "panels.h"
 #include "products.h"
 
 namespace restack {
@@ -134,18 +135,18 @@ void attend(const float* q, const Kept* keys, const Kept* values, int64_t from, 
     }
 }
 
-// What a crew of threads needs to take tokens through visits.
-template <typename Kept>
+// What a crew of threads needs to take tokens through visits: `Rows` are Activations, or Tiles of many tokens.
+template <typename Kept, typename Rows>
 class Step {
    public:
     Step(const Tokens& tokens, float* h, const Visit& like)
         : m_(*tokens.model[0]),
           t_(tokens),
           h_(h),
-          into_attention_(like.q.bits, like.q.group, m_.width, tokens.rows),
-          out_of_attention_(like.o.bits, like.o.group, like.o.k, tokens.rows),
-          into_mlp_(like.gate.bits, like.gate.group, m_.width, tokens.rows),
-          inside_mlp_(like.down.bits, like.down.group, m_.inner, tokens.rows),
+          into_attention_(like.q, tokens.rows),
+          out_of_attention_(like.o, tokens.rows),
+          into_mlp_(like.gate, tokens.rows),
+          inside_mlp_(like.down, tokens.rows),
           q_(tokens.rows * like.q.n),
           k_(tokens.rows * m_.kv_heads * m_.head_size),
           v_(k_.size()),
@@ -163,12 +164,12 @@ class Step {
         const Matrix read[] = {visit.q, visit.k, visit.v};
         float* const made[] = {q_.data(), k_.data(), v_.data()};
 #pragma omp barrier
-        const bool has_own = visit.k.n > 0;
-        products(read, has_own ? 3 : 1, into_attention_, t_.rows, made, thread);
+        const bool has_own = visit.k.n > 0, asks = visit.damp != 0;
+        products(read + !asks, has_own * 2 + asks, into_attention_, made + !asks, thread);
 #pragma omp barrier
-        place(number, has_own, thread);
+        place(number, has_own, asks, thread);
 #pragma omp barrier
-        if (visit.damp == 0) return;
+        if (!asks) return;
         attention(number, thread);
 #pragma omp barrier
         each_row(thread, [&](int64_t r) {
@@ -178,7 +179,7 @@ class Step {
         });
 #pragma omp barrier
         float* const output[] = {output_.data()};
-        products(&visit.o, 1, out_of_attention_, t_.rows, output, thread);
+        products(&visit.o, 1, out_of_attention_, output, thread);
 #pragma omp barrier
         each_row(thread, [&](int64_t r) {
             add(h_ + r * m_.width, output_.data() + r * m_.width, middle_.data() + r * m_.width);
@@ -187,14 +188,14 @@ class Step {
 #pragma omp barrier
         const Matrix both[] = {visit.gate, visit.up};
         float* const gated[] = {gate_.data(), up_.data()};
-        products(both, 2, into_mlp_, t_.rows, gated, thread);
+        products(both, 2, into_mlp_, gated, thread);
 #pragma omp barrier
         const int64_t all = t_.rows * m_.inner;
         activate(thread.first(all), thread.last(all));
 #pragma omp barrier
         each_row(thread, [&](int64_t r) { inside_mlp_.set(r, gate_.data() + r * m_.inner); });
 #pragma omp barrier
-        products(&visit.down, 1, inside_mlp_, t_.rows, output, thread);
+        products(&visit.down, 1, inside_mlp_, output, thread);
 #pragma omp barrier
         each_row(thread, [&](int64_t r) { leave(t_.visits[r][number], r); });
         // the same rows are normed next, by the same threads
@@ -203,7 +204,9 @@ class Step {
    private:
     template <typename Body>
     void each_row(Thread thread, Body body) const {
-        for (int64_t r = thread.number; r < t_.rows; r += thread.of) body(r);
+        constexpr int64_t some = Rows::kTogether;
+        for (int64_t first = thread.number * some; first < t_.rows; first += thread.of * some)
+            for (int64_t r = first; r < std::min(first + some, t_.rows); ++r) body(r);
     }
 
     void narrow(float* x, int64_t count) const {
@@ -211,7 +214,7 @@ class Step {
             for (int64_t i = 0; i < count; ++i) x[i] = narrowed(x[i], true);
     }
 
-    void norms(const float* x, const float* weight, Activations& into, Thread thread) const {
+    void norms(const float* x, const float* weight, Rows& into, Thread thread) const {
         std::vector<float> y(m_.width);
         each_row(thread, [&](int64_t r) {
             normed(x + r * m_.width, weight, m_.width, m_.epsilon, m_.is_narrow, y.data());
@@ -227,23 +230,23 @@ class Step {
     }
 
     // Turn queries and keys, and write keys and values into the cache.
-    void place(int64_t number, bool has_own, Thread thread) {
-        const int64_t size = m_.head_size, each = m_.heads + (has_own ? m_.kv_heads : 0);
-        const int64_t all = t_.rows * each;
+    void place(int64_t number, bool has_own, bool asks, Thread thread) {
+        const int64_t size = m_.head_size, queries = asks ? m_.heads : 0;
+        const int64_t each = queries + (has_own ? m_.kv_heads : 0), all = t_.rows * each;
         for (int64_t task = thread.first(all); task < thread.last(all); ++task) {
             const int64_t r = task / each, head = task % each;
             const Model& model = *t_.model[r];
             const Visit& visit = t_.visits[r][number];
             const float* cosines = model.cosines + t_.position[r] * size;
             const float* sines = model.sines + t_.position[r] * size;
-            if (head < m_.heads) {
+            if (head < queries) {
                 float* q = q_.data() + (r * m_.heads + head) * size;
                 narrow(q, size);
                 if (visit.query_norm) normed(q, visit.query_norm, size, m_.epsilon, m_.is_narrow, q);
                 turn(q, cosines, sines, size, m_.is_narrow);
                 continue;
             }
-            const int64_t own = head - m_.heads;
+            const int64_t own = head - queries;
             float* k = k_.data() + (r * m_.kv_heads + own) * size;
             float* v = v_.data() + (r * m_.kv_heads + own) * size;
             narrow(k, size);
@@ -270,12 +273,11 @@ class Step {
 
     template <int G>
     void attention_of(int64_t number, Thread thread) {
-        const int64_t size = m_.head_size, group = m_.heads / m_.kv_heads, each = m_.heads / G;
-        const int64_t all = t_.rows * each;
+        const int64_t size = m_.head_size, group = m_.heads / m_.kv_heads, all = t_.rows * m_.heads / G;
         const int64_t longest = *std::max_element(t_.place, t_.place + t_.rows) + 1;
         std::vector<float> scores(G * (longest + 16));
-        for (int64_t task = thread.first(all); task < thread.last(all); ++task) {
-            const int64_t r = task / each, head = task % each * G;
+        for (int64_t task = thread.number; task < all; task += thread.of) {  // later tokens see more: in turn
+            const int64_t r = task % t_.rows, head = task / t_.rows * G;
             const Visit& visit = t_.visits[r][number];
             const int64_t capacity = t_.model[r]->capacity;
             const float* q = q_.data() + (r * m_.heads + head) * size;
@@ -321,7 +323,7 @@ class Step {
     const Model& m_;
     const Tokens& t_;
     float* h_;
-    Activations into_attention_, out_of_attention_, into_mlp_, inside_mlp_;
+    Rows into_attention_, out_of_attention_, into_mlp_, inside_mlp_;
     std::vector<float> q_, k_, v_, heads_, middle_, output_, gate_, up_;
 };
 
