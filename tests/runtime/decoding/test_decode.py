@@ -81,6 +81,7 @@ def reader(request, monkeypatch):
     if kernel() is None:
         pytest.skip("no C++ compiler")
     monkeypatch.setattr(kernel(), "is_quick_with_many", request.param == "kernel")
+    monkeypatch.setattr("restack.runtime.decoding.loop.QUICK", (4, 8, 16, 32))
     monkeypatch.setattr("restack.runtime.decoding.loop.FEW", 0)
     monkeypatch.setattr("restack.runtime.decoding.loop.PIECE", 5)
     monkeypatch.setattr("restack.runtime.decoding.stepper.FEW", 0)

@@ -42,6 +42,7 @@ UNDERSTOOD = (
     "attention_mask", "cache_position", "logits_to_keep", "past_key_values", "position_ids", "use_cache",
 )  # fmt: skip
 PIECE = 256  # tokens of prompts that are read at a time: enough for the speed, few for memory and who waits
+QUICK = (4, 8, 16)  # bits of weights with which the kernel reads prompts: in float32 torch does it faster
 MODES = ("greedy_search", "sample")
 EXTRAS = (
     "return_dict_in_generate",
@@ -348,7 +349,8 @@ def _read(
     takes_several, is_alone = stepper.structure.takes_several, len(input_ids) == 1
     known = cache.get_seq_length()
     is_long = (input_ids.shape[1] - known) * len(input_ids) > FEW
-    if is_long and takes_several and stepper.kernel.is_quick_with_many and _has_slots(model, cache):
+    is_quick = stepper.kernel.is_quick_with_many and stepper.bits in QUICK
+    if is_long and takes_several and is_quick and _has_slots(model, cache):
         stepper.take(cache)
         try:
             logits = stepper.read(input_ids, PIECE, recordings, None if company is None else company.between)

@@ -95,6 +95,11 @@ class Stepper:
         self.head_reads = (*_places(norm), *_places(structure.head))
         self.make_room(tokens)
 
+    @property
+    def bits(self) -> int:
+        """Of a weight."""
+        return int(self._visits[0].down.bits)
+
     def take(self, cache: Cache, first: int = 0) -> None:
         """Take over what a cache of transformers holds after prefill, of visits from `first` on."""
         for visit in self.structure.visits[first:]:
